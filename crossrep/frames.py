@@ -1,0 +1,178 @@
+"""Frames: many rows of one entity in one Kafka message, in columns. Layout byte by byte: docs/formats.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrep import algebra
+from crossrep.avro import Codec
+from crossrep.errors import BadFrame, BadRecord
+from crossrep.keys import Keys
+from crossrep.rows import ColumnRows, Rows
+from crossrep.spec import MAX_KEY_BYTES, Entity, Space
+
+MAX_ROWS = 4096  # rows a frame we write; keeps messages below 1 MiB at 64 dims
+ROWS_LIMIT = 65536  # rows a frame we read
+CLOCK_SKEW = 300.0  # seconds an event may lie after the broker's append time
+WEIGHT_LIMIT = 1e100  # so that no sum of weights overflows
+
+CODEC = Codec.load(files("crossrep") / "schemas", "frame")
+
+
+def encode(space: Space, rows: Rows, max_rows: int = MAX_ROWS) -> Iterator[tuple[int, bytes]]:
+    """Frames for `rows`, each with the partition of its keys. Empty rows give no frame.
+
+    Raises:
+        BadFrame: a vector is not finite, or is beyond the range of the space's vector type.
+    """
+    if not len(rows):
+        return
+    partitions = rows.keys.partitions(space.partitions)
+    order = np.argsort(partitions, kind="stable")
+    ends = np.cumsum(np.bincount(partitions, minlength=space.partitions))
+    for partition, (start, end) in enumerate(zip([0, *ends[:-1]], ends)):
+        for first in range(start, end, max_rows):
+            yield partition, _encode_one(space, rows.take(order[first : min(first + max_rows, end)]))
+
+
+def _encode_one(space: Space, rows: Rows) -> bytes:
+    blocks: dict[int, int] = {}  # the address of a vector array -> its index: columns of one source share it
+    vectors: list[dict[str, Any]] = []
+    columns: list[dict[str, Any]] = []
+    for name, column in rows.columns.items():
+        index = -1
+        if column.vectors.shape[1]:
+            index = blocks.setdefault(column.vectors.ctypes.data, len(vectors))
+            if index == len(vectors):
+                vectors.append({"dtype": space.vectors, "dim": column.vectors.shape[1], "values": _narrow(column.vectors, space, name)})
+        columns.append(
+            {
+                "name": name,
+                "present": b"" if column.present.all() else column.present.tobytes(),
+                "weights": b"" if (column.weights == 1.0).all() else column.weights.tobytes(),
+                "times": b"" if (column.times == rows.times).all() else column.times.tobytes(),
+                "vectors": index,
+            }
+        )
+    return CODEC.encode(
+        {
+            "space_hash": space.hash,
+            "entity": rows.entity,
+            "rows": len(rows),
+            "key_offsets": rows.keys.offsets.tobytes(),
+            "keys": rows.keys.data.tobytes(),
+            "times": rows.times.tobytes(),
+            "counts": b"" if (rows.counts == 1).all() else rows.counts.tobytes(),
+            "vectors": vectors,
+            "columns": columns,
+        }
+    )
+
+
+def _narrow(vectors: NDArray[np.float32], space: Space, name: str) -> bytes:
+    with np.errstate(over="ignore"):
+        narrow = vectors.astype(space.vectors)
+    if not np.isfinite(narrow).all():
+        row = int(np.flatnonzero(~np.isfinite(narrow).all(axis=1))[0])
+        raise BadFrame("vector", f"{name} of row {row} is not finite in {space.vectors}")
+    return narrow.tobytes()
+
+
+def decode(space: Space, value: bytes | None, append_time: float = np.inf) -> Rows:
+    """The rows of one frame, validated whole: whatever passes can be folded without a further check.
+
+    Args:
+        append_time: the broker's time of the message, seconds since 1970; times more than five minutes later are refused.
+
+    Raises:
+        BadFrame: with a reason: empty, schema, undecodable, spec, entity, length, key, time, weight, count, vector.
+    """
+    try:
+        frame = CODEC.decode(value)
+    except BadRecord as error:
+        raise BadFrame(error.reason, error.detail) from None
+    if frame["space_hash"] != space.hash:
+        raise BadFrame("spec", f"written for spec {frame['space_hash'].hex()}, this space {space.name!r} has {space.hash.hex()}")
+    entity = space.entities.get(frame["entity"])
+    if entity is None:
+        raise BadFrame("entity", f"{frame['entity']!r} is not an entity of space {space.name!r}")
+    n = frame["rows"]
+    if not 0 < n <= ROWS_LIMIT:
+        raise BadFrame("length", f"{n} rows; 1 to {ROWS_LIMIT} are allowed")
+    times = _array(frame["times"], np.float64, n, "times")
+    _check_times(times, append_time, "times")
+    counts = _array(frame["counts"], np.int64, n, "counts") if frame["counts"] else np.ones(n, np.int64)
+    if counts.min() < 1 or counts.max() > 2**40:
+        raise BadFrame("count", f"counts from {counts.min()} to {counts.max()}; a row stands for 1 to 2^40 events")
+    blocks = [_decode_vectors(block, n, i) for i, block in enumerate(frame["vectors"])]
+    given = {column["name"]: column for column in frame["columns"]}
+    if set(given) != set(entity.columns) or len(frame["columns"]) != len(given):
+        raise BadFrame("length", f"columns {[c['name'] for c in frame['columns']]}, not {list(entity.columns)}")
+    columns = {name: _decode_column(given[name], name, entity, times, blocks, append_time) for name in entity.columns}
+    return Rows(frame["entity"], _decode_keys(frame, n), times, counts, columns)
+
+
+def _array(data: bytes, dtype: type, n: int, name: str) -> NDArray[Any]:
+    if len(data) != n * np.dtype(dtype).itemsize:
+        raise BadFrame("length", f"{name} has {len(data)} bytes, not {n} × {np.dtype(dtype).itemsize}")
+    return np.frombuffer(data, dtype)
+
+
+def _check_times(times: NDArray[np.float64], append_time: float, name: str) -> None:
+    if not (times.min() >= 0 and times.max() <= append_time + CLOCK_SKEW and times.max() < np.inf):  # NaN fails every comparison
+        wrong = int(np.flatnonzero(~((times >= 0) & (times <= append_time + CLOCK_SKEW) & (times < np.inf)))[0])
+        raise BadFrame(
+            "time", f"{name} of row {wrong} is {times[wrong]}: before 1970, or over 5 minutes later than the frame's append time"
+        )
+
+
+def _decode_keys(frame: dict[str, Any], n: int) -> Keys:
+    data, offsets = np.frombuffer(frame["keys"], np.uint8), _array(frame["key_offsets"], np.int32, n + 1, "key_offsets")
+    lengths = np.diff(offsets)
+    if offsets[0] != 0 or offsets[-1] != len(data) or lengths.min() < 1 or lengths.max() > MAX_KEY_BYTES:
+        raise BadFrame("key", f"key_offsets must rise from 0 to {len(data)} in steps of 1 to {MAX_KEY_BYTES} bytes")
+    return Keys(data, offsets)
+
+
+def _decode_vectors(block: dict[str, Any], n: int, index: int) -> NDArray[np.float32]:
+    if not 0 < block["dim"] <= 4096:
+        raise BadFrame("length", f"vector block {index} has dim {block['dim']}")
+    if block["dtype"] == "float16":
+        vectors, finite = algebra.widen(_array(block["values"], np.float16, n * block["dim"], f"vector block {index}"))
+    else:
+        vectors = _array(block["values"], np.float32, n * block["dim"], f"vector block {index}")
+        finite = bool(np.isfinite(vectors).all())
+    if not finite:
+        row = int(np.flatnonzero(~np.isfinite(np.frombuffer(block["values"], block["dtype"])))[0]) // block["dim"]
+        raise BadFrame("vector", f"vector block {index} has a value that is not finite in row {row}")
+    return vectors.reshape(n, block["dim"])
+
+
+def _decode_column(
+    column: dict[str, Any], name: str, entity: Entity, times: NDArray[np.float64], blocks: list[NDArray[np.float32]], append_time: float
+) -> ColumnRows:
+    n = len(times)
+    present = _array(column["present"], np.uint8, n, f"{name}.present") != 0 if column["present"] else np.ones(n, np.bool_)
+    if column["times"]:
+        own = _array(column["times"], np.float64, n, f"{name}.times")
+        if present.any():
+            _check_times(own[present], append_time, f"{name}.times")
+        times = own
+    weights = _array(column["weights"], np.float64, n, f"{name}.weights") if column["weights"] else np.ones(n)
+    if not (weights > 0).all() or weights.max() > WEIGHT_LIMIT:
+        wrong = present & ~((weights > 0) & (weights <= WEIGHT_LIMIT))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise BadFrame("weight", f"{name}.weights of row {row} is {weights[row]}; 0 < weight <= {WEIGHT_LIMIT:g}")
+    dim = entity.columns[name].dim
+    index = column["vectors"]
+    if dim == 0:
+        return ColumnRows(np.empty((n, 0), np.float32), weights, times, present)
+    if not 0 <= index < len(blocks) or blocks[index].shape[1] != dim:
+        raise BadFrame("length", f"{name}.vectors is {index}; it must be the index of a block of dim {dim}")
+    return ColumnRows(blocks[index], weights, times, present)

@@ -1,0 +1,86 @@
+"""The control topic `spaces`: from it readers learn everything about a space, knowing only its name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from crossrep import kafka
+from crossrep.errors import CrossrepError, SpaceError
+from crossrep.spec import Space
+
+SPACES_TOPIC = "spaces"  # compacted, one partition; space name -> JSON
+
+
+@dataclass(frozen=True)
+class Published:
+    """A space as its owner published it."""
+
+    space: Space
+    topic_ids: dict[str, str]  # topic -> the id Kafka gave it when it was created
+
+
+def encode(published: Published) -> bytes:
+    """The value on the control topic."""
+    space = published.space
+    return json.dumps({"spec": space.toml_dict, "hash": space.hash.hex(), "topic_ids": published.topic_ids}, indent=1).encode()
+
+
+def read_all(bootstrap: str | None = None) -> dict[str, Published]:
+    """All published spaces by name; empty if none was ever published.
+
+    Raises:
+        CrossrepError: the cluster does not answer.
+        SpaceError: a published spec does not have the hash it was published with: this crossrep is too old or too new for it.
+    """
+    client = kafka.consumer(kafka.bootstrap_servers(bootstrap), **{"enable.partition.eof": True})
+    try:
+        try:
+            metadata = client.list_topics(SPACES_TOPIC, timeout=kafka.REQUEST_TIMEOUT)
+        except KafkaException as error:
+            raise CrossrepError(f"no Kafka answers at {kafka.bootstrap_servers(bootstrap)}: {error.args[0].str()}") from None
+        if metadata.topics[SPACES_TOPIC].error is not None:
+            return {}
+        first, _ = kafka.watermarks(client, SPACES_TOPIC, 0)
+        client.assign([TopicPartition(SPACES_TOPIC, 0, first)])
+        found: dict[str, Published] = {}
+        while True:
+            for message in client.consume(100, 0.1):
+                if kafka.is_end(message):
+                    return found
+                if message.error():
+                    raise CrossrepError(f"reading {SPACES_TOPIC}: {message.error().str()}")
+                name = message.key().decode()
+                if message.value() is None:
+                    found.pop(name, None)
+                else:
+                    found[name] = _decode(name, message.value())
+    finally:
+        client.close()
+
+
+def find(name: str, bootstrap: str | None = None) -> Published:
+    """One published space.
+
+    Raises:
+        SpaceError: there is none of that name; says which there are.
+    """
+    published = read_all(bootstrap)
+    if name not in published:
+        known = ", ".join(sorted(published)) or "none yet"
+        raise SpaceError(
+            f"no space {name!r} at {kafka.bootstrap_servers(bootstrap)} (known: {known}). Create it: crossrep topics create SPEC.toml"
+        )
+    return published[name]
+
+
+def _decode(name: str, value: bytes) -> Published:
+    declared = json.loads(value)
+    space = Space.from_dict(declared["spec"], source=f"space {name!r} on topic {SPACES_TOPIC}")
+    if space.hash.hex() != declared["hash"]:
+        raise SpaceError(
+            f"space {name!r} was published with hash {declared['hash']}, read here as {space.hash.hex()}: use the crossrep version that published it"
+        )
+    return Published(space, declared["topic_ids"])

@@ -1,0 +1,215 @@
+"""A space: one upstream model version with one aggregation spec, declared in one TOML file.
+
+Vectors of two model versions must never be averaged, so topics, records and tables all carry the space's name, and frames and records
+its hash. Everything else (topics, record layout, tables, readers) is derived from the spec; adding an entity or a column is a declaration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from crossrep.errors import SpecError
+
+MAX_KEY_BYTES = 64  # ids longer than this (UTF-8) are bad records
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def parse_duration(value: object) -> float:
+    """`"200ms"`, `"90s"`, `"6h"`, `"3d"` in seconds.
+
+    Raises:
+        ValueError: not a positive number followed by ms, s, m, h, d or w.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value) if isinstance(value, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise ValueError('not a duration; write a positive number and a unit, such as "200ms", "90s", "6h" or "3d"')
+    return float(match[1]) * _UNITS[match[2]]
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(_Declared):
+    """One aggregate of one entity."""
+
+    source: Name  # the upstream model's output that is aggregated
+    dim: int = Field(ge=0, le=4096)  # 0: no vector, the decayed weight alone is the feature
+    aggregate: Literal["decayed_mean", "latest"]
+    half_life: Duration | None = None
+    events: tuple[Name, ...] | None = None  # None: all events count
+
+    @model_validator(mode="after")
+    def _fits_aggregate(self) -> Column:
+        if self.aggregate == "decayed_mean" and self.half_life is None:
+            raise ValueError('half_life is missing; a decayed_mean needs one, such as half_life = "3d"')
+        if self.aggregate == "latest" and self.half_life is not None:
+            raise ValueError("half_life has no meaning for aggregate = 'latest'; remove it")
+        if self.aggregate == "latest" and self.dim == 0:
+            raise ValueError("dim = 0 has no meaning for aggregate = 'latest'; give the vector's length")
+        return self
+
+
+class Entity(_Declared):
+    """What is keyed: users, items, or anything else an event names."""
+
+    columns: dict[Name, Column] = Field(min_length=1)
+    key: Name | None = None  # the event's field that holds the id; default "<entity>_id"
+
+
+class Inputs(_Declared):
+    """Topics this space reads. They belong to the platform, not to the space, so they are not part of its hash."""
+
+    impressions: str = "events.impressions"
+    clicks: str = "events.clicks"
+    user_features: str = "features.user"
+    item_features: str = "features.item"
+
+
+class Space(_Declared):
+    """A validated spec. Construct with `Space.load(path)` or `Space.parse(toml_text)`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
+    partitions: int = Field(ge=1, le=1024)
+    flush: Duration = 0.2
+    vectors: Literal["float16", "float32"] = "float16"  # of vectors in frames; records always carry float32
+    weights: dict[Name, Weight] = Field(default={"impression": 1.0, "click": 1.0}, min_length=1)
+    inputs: Inputs = Inputs()
+    entities: dict[Name, Entity] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Space:
+        dims: dict[str, tuple[int, str]] = {}
+        for entity_name, entity in self.entities.items():
+            fields = [field for name, column in entity.columns.items() for field in column_fields(name, column)]
+            twice = sorted({field for field in fields if fields.count(field) > 1})
+            if twice:
+                raise ValueError(f"entities.{entity_name}.columns: two columns would both write the record field {twice[0]!r}; rename one")
+            for column_name, column in entity.columns.items():
+                place = f"entities.{entity_name}.columns.{column_name}"
+                for event in column.events or ():
+                    if event not in self.weights:
+                        raise ValueError(f"{place}.events: {event!r} is not an event; [weights] knows {', '.join(self.weights)}")
+                if column.events == ():
+                    raise ValueError(f"{place}.events: empty; leave it out to take all events")
+                if column.dim:
+                    dim, first = dims.setdefault(column.source, (column.dim, place))
+                    if dim != column.dim:
+                        raise ValueError(f"{place}.dim: source {column.source!r} has dim {dim} at {first}, but {column.dim} here")
+        if not 0.01 <= self.flush <= 60:
+            raise ValueError(f"flush: {self.flush:g} s is out of range; write between 10ms and 60s")
+        return self
+
+    @classmethod
+    def load(cls, path: Path | str) -> Space:
+        """Read and validate a TOML file.
+
+        Raises:
+            SpecError: unreadable, not TOML, or invalid; names every wrong key.
+        """
+        try:
+            text = Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(str(path), [f"cannot be read: {error}"]) from None
+        return cls.parse(text, source=str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str = "spec") -> Space:
+        """Validate TOML text. Raises SpecError."""
+        try:
+            declared = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise SpecError(source, [f"not TOML: {error}"]) from None
+        return cls.from_dict(declared, source)
+
+    @classmethod
+    def from_dict(cls, declared: dict[str, Any], source: str = "spec") -> Space:
+        """Validate a dict of the TOML's shape. Raises SpecError."""
+        try:
+            return cls.model_validate(declared)
+        except ValidationError as error:
+            raise SpecError(source, [_problem(e) for e in error.errors()]) from None
+
+    @cached_property
+    def toml_dict(self) -> dict[str, Any]:
+        """The spec as it would be declared: durations as text, defaults written out."""
+        declared = self.model_dump(exclude_none=True)
+        declared["flush"] = _text_duration(self.flush)
+        for entity in declared["entities"].values():
+            for column in entity["columns"].values():
+                if "half_life" in column:
+                    column["half_life"] = _text_duration(column["half_life"])
+                if "events" in column:
+                    column["events"] = list(column["events"])
+        return declared
+
+    @cached_property
+    def hash(self) -> bytes:
+        """8 bytes over everything that gives vectors and weights their meaning (not over flush and inputs, which may change)."""
+        meaning = self.model_dump(exclude={"flush", "inputs"})
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).digest()[:8]
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """The upstream outputs this space needs, with their dims."""
+        return {c.source: c.dim for e in self.entities.values() for c in e.columns.values() if c.dim}
+
+    def key_field(self, entity: str) -> str:
+        """The event's field that holds this entity's id."""
+        return self.entities[entity].key or f"{entity}_id"
+
+    @property
+    def frames_topic(self) -> str:
+        return f"frames.{self.name}"
+
+    @property
+    def inference_topic(self) -> str:
+        return f"inference.{self.name}"
+
+    @property
+    def dead_letters_topic(self) -> str:
+        return f"dead-letters.{self.name}"
+
+    def representations_topic(self, entity: str) -> str:
+        return f"representations.{entity}.{self.name}"
+
+
+def column_fields(name: str, column: Column) -> list[str]:
+    """The record fields a column writes, in order."""
+    return ([f"{name}_weight"] if column.aggregate == "decayed_mean" else []) + [f"{name}_time"] + ([name] if column.dim else [])
+
+
+def _text_duration(seconds: float) -> str:
+    for unit in ("w", "d", "h", "m", "s"):
+        count = seconds / _UNITS[unit]
+        if count >= 1 and count == int(count):
+            return f"{int(count)}{unit}"
+    return f"{seconds * 1000:g}ms"
+
+
+def _problem(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    message = error["msg"].removeprefix("Value error, ")
+    match error["type"]:
+        case "missing":
+            return f"{place}: missing"
+        case "extra_forbidden":
+            return f"{place}: unknown key; remove it or check its spelling"
+    if not place:
+        return message
+    got = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"{place}: {message}{got}"

@@ -1,0 +1,208 @@
+"""A triple tower after LFM4Ads (arXiv 2508.14948): user tower -> UR, item tower -> IR, mix tower -> CR.
+
+From what is public about the paper: three towers; content and ad samples take separate branches; the representations handed on are UR, IR and the
+CR, which is the penultimate MLP layer of the mix tower's *ad* branch. Interaction by DCNv2 cross layers is one of the kinds it compares.
+
+Our own choices, because no text we could reach states them:
+
+- widths, depths, one embedding table for all fields; the embeddings and the cross layers are shared, the branches are an MLP each;
+- the logit of a branch is its head plus dot(UR, IR) / sqrt(dim), which is what trains the two outer towers;
+- the ad branch learns from *all* samples, ads weighing more (`train.py`), the content branch from content samples. With 1 % ads, an ad branch fed
+  by ads alone would see some 1,400 samples on our real data: its penultimate layer would stay near its random start, and that layer is the product.
+  And it is asked for content samples too, since the CR always comes from the ad branch: it must have seen some.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crossrep.errors import ModelError
+from models.features import BRANCHES, EVENT_FIELDS, Features
+from models.upstream import read_manifest
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+ARCHITECTURE = {"embedding": 10, "cross_layers": 3, "hidden": 256, "ur": 32, "ir": 32, "cr": 64}
+BRANCH = EVENT_FIELDS.index("branch")
+
+
+class TripleTower(nn.Module):
+    """The network. F fields in all, d = embedding: one gather gives [B, F, d], of which each tower reads its part."""
+
+    def __init__(
+        self, rows: int, user: int, item: int, event: int, *, embedding: int, cross_layers: int, hidden: int, ur: int, ir: int, cr: int
+    ):
+        super().__init__()
+        if ur != ir:
+            raise ValueError(f"ur and ir must be equal for their dot product, not {ur} and {ir}")
+        self.user_fields, self.item_fields = user, item
+        width = (user + item + event) * embedding
+        self.table = nn.Embedding(rows, embedding)
+        nn.init.normal_(self.table.weight, std=0.01)
+        self.user_tower = mlp(user * embedding, 2 * ur, ur)
+        self.item_tower = mlp(item * embedding, 2 * ir, ir)
+        self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(cross_layers))
+        self.content_branch = mlp(width, hidden, cr)
+        self.content_head = nn.Linear(cr, 1)
+        self.ad_branch = mlp(width, hidden, cr)
+        self.ad_head = nn.Linear(cr, 1)
+
+    def representations(self, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, F, d] -> UR [B, ur], IR [B, ir] and the shared cross output [B, F * d]."""
+        n = self.user_fields
+        ur = self.user_tower(embedded[:, :n].flatten(1))
+        ir = self.item_tower(embedded[:, n : n + self.item_fields].flatten(1))
+        start = embedded.flatten(1)
+        crossed = start
+        for layer in self.cross:
+            crossed = torch.addcmul(crossed, start, layer(crossed))
+        return ur, ir, crossed
+
+    def cr(self, crossed: Tensor) -> Tensor:
+        """[B, F * d] -> CR [B, cr]: the ad branch's penultimate layer, after its activation; never negative."""
+        return functional.relu(self.ad_branch(crossed))
+
+    def logits(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, F, d] -> the logits [B] of the content branch and of the ad branch."""
+        ur, ir, crossed = self.representations(embedded)
+        match = (ur * ir).sum(1) / ur.shape[1] ** 0.5
+        content = self.content_head(functional.relu(self.content_branch(crossed))).squeeze(1)
+        ad = self.ad_head(self.cr(crossed)).squeeze(1)
+        return content + match, ad + match
+
+
+def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+class LFM4Ads:
+    """A trained triple tower as an `UpstreamModel`. On the CPU; the number of threads is the caller's business (`torch.set_num_threads`)."""
+
+    def __init__(self, name: str, fields: Features, network: TripleTower, *, dtype: Dtype = "float32"):
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"dtype must be auto, float32 or bfloat16, not {dtype!r}")
+        self.name = name
+        self.fields = fields
+        self.features: Mapping[str, tuple[str, ...]] = fields.names
+        self.network = network.eval().requires_grad_(False)
+        if dtype == "bfloat16" or (dtype == "auto" and has_fast_bfloat16()):
+            self.network.to(torch.bfloat16)
+        self.outputs: Mapping[str, int] = {
+            "ur": last(network.user_tower).out_features,
+            "ir": last(network.item_tower).out_features,
+            "cr": last(network.ad_branch).out_features,
+        }
+        # The row each branch has in the table, so that `predict` sees from an encoded event which head is asked for.
+        self.ad_row = int(fields.offsets["event"][BRANCH]) + fields.fields["event"][BRANCH].encode(BRANCHES)[BRANCHES.index("ad")]
+
+    def encode(self, kind: str, ids: Sequence[str], rows: Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
+        """int32 [n, fields of `kind`]; see `UpstreamModel`."""
+        return self.fields.encode(kind, ids, rows)
+
+    def encode_events(self, scenario: Sequence[str], branch: Sequence[str], event_time: NDArray[np.float64]) -> NDArray[np.int32]:
+        """int32 [n, 3]; see `UpstreamModel`."""
+        return self.fields.encode_events(scenario, branch, event_time)
+
+    def forward(self, user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+        """int32 [B, F] of each kind -> float32 {"ur": [B, 32], "ir": [B, 32], "cr": [B, 64]}."""
+        with torch.inference_mode():
+            ur, ir, crossed = self.network.representations(self.network.table(fused(user, item, event)))
+            return {"ur": ur.float().numpy(), "ir": ir.float().numpy(), "cr": self.network.cr(crossed).float().numpy()}
+
+    def predict(self, user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32 [B]: probability of a click, by the head of each event's own branch (an unknown branch counts as content)."""
+        with torch.inference_mode():
+            content, ad = self.network.logits(self.network.table(fused(user, item, event)))
+            is_ad = torch.from_numpy(event[:, BRANCH] == self.ad_row)
+            return torch.where(is_ad, ad, content).float().sigmoid().numpy()
+
+
+def fused(user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32]) -> Tensor:
+    """int32 [B, F]: one index tensor, so that the embeddings of a batch are one gather."""
+    return torch.from_numpy(np.concatenate((user, item, event), axis=1))
+
+
+def last(layers: nn.Sequential) -> nn.Linear:
+    layer = layers[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; without that, float32 is the faster of the two."""
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def build(fields: Features, architecture: Mapping[str, int]) -> TripleTower:
+    """An untrained network for these fields; seed torch first if it matters."""
+    user, item, event = (len(fields.fields[kind]) for kind in ("user", "item", "event"))
+    return TripleTower(fields.rows, user, item, event, **architecture)
+
+
+def save(
+    folder: Path, name: str, fields: Features, network: TripleTower, architecture: Mapping[str, int], about: Mapping[str, Any]
+) -> None:
+    """Write weights, vocabulary and, last, the manifest with their digests: a half-replaced folder does not load as something else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().float().contiguous() for key, value in network.state_dict().items()}
+    digests = {}
+    for file in ("weights.safetensors", "vocabulary.json"):
+        temporary = folder / f".{file}.{os.getpid()}"
+        if file == "weights.safetensors":
+            save_file(weights, temporary)
+        else:
+            temporary.write_text(json.dumps(fields.to_json()), encoding="utf-8")
+        digests[file] = digest(temporary)
+        temporary.replace(folder / file)
+    manifest = {
+        "kind": "lfm4ads",
+        "name": name,
+        "features": fields.names,
+        "outputs": {key: architecture[key] for key in ("ur", "ir", "cr")},
+        "architecture": dict(architecture),
+        **about,
+        "sha256": digests,
+    }
+    temporary = folder / f".manifest.json.{os.getpid()}"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "manifest.json")
+
+
+def load(folder: Path, *, dtype: Dtype = "float32") -> LFM4Ads:
+    """The model that `save` wrote to `folder`. `dtype="auto"` is bfloat16 where the CPU is fast at it."""
+    manifest = read_manifest(folder)
+    try:
+        name, architecture, digests = manifest["name"], manifest["architecture"], manifest["sha256"]
+        for file in ("weights.safetensors", "vocabulary.json"):
+            if digest(folder / file) != digests[file]:
+                raise ModelError(
+                    f"{folder / file} is not the file its manifest was written for; train the model again or copy the whole folder"
+                )
+        fields = Features.from_json(json.loads((folder / "vocabulary.json").read_text(encoding="utf-8")))
+        network = build(fields, architecture)
+        network.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise ModelError(f"the lfm4ads model in {folder} cannot be read: {error!r}") from error
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        raise ModelError(f"{folder / 'weights.safetensors'} holds values that are not finite")
+    return LFM4Ads(name, fields, network, dtype=dtype)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,12 @@
+"""Avro schemas of the events, one file a version. README.md has the rule for changing them."""
+
+from functools import cache
+from pathlib import Path
+
+from crossrep.avro import Codec
+
+
+@cache
+def codec(name: str) -> Codec:
+    """The codec of one schema, all versions: impression, click, user_features, item_features, inference or dead_letter."""
+    return Codec.load(Path(__file__).parent, name)

@@ -1,0 +1,1 @@
+"""State of one partition: slab, store, changelog, and the commit that ties them. No Faust, no torch."""

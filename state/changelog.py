@@ -1,0 +1,152 @@
+"""The changelog of one partition number: its transactions, and how it is read back.
+
+One producer per partition, whose transactional id is the partition's: whoever opens it last fences all others, also one that wakes up later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from crossrep import kafka
+from crossrep.errors import StateError
+from crossrep.spec import Space
+from state import faults
+
+TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
+RETRY_FOR = 60.0  # seconds a commit may wait for a broker that is away
+
+
+@dataclass(frozen=True)
+class Flush:
+    """What one transaction writes. `records` maps entities to (keys, values); the progress is the next frame offset."""
+
+    records: dict[str, tuple[list[bytes], list[bytes]]]
+    progress: int
+    dead_letters: list[bytes] = field(default_factory=list)
+
+
+class Changelog:
+    """Writes and reads partition `number` of all of a space's representation topics."""
+
+    def __init__(self, space: Space, group: str, number: int, bootstrap: str):
+        self._space = space
+        self._group = group
+        self._bootstrap = bootstrap
+        self.number = number
+        self._producer: Producer | None = None
+        self._group_metadata: Any = None
+
+    def fence(self) -> None:
+        """Become the only writer. Aborts what the former owner left open; its next commit fails."""
+        self._producer = kafka.transactional_producer(self._bootstrap, f"{self._group}-{self.number}", TRANSACTION_TIMEOUT)
+        _retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))  # type: ignore[union-attr]
+        # Not the metadata of Faust's member: the transactional id, not the group's generation, is what fences here.
+        outsider = kafka.consumer(self._bootstrap, self._group)
+        self._group_metadata = outsider.consumer_group_metadata()
+        outsider.close()
+
+    def commit(self, flush: Flush) -> dict[str, int]:
+        """Write records and progress in one transaction. Returns, per entity written, the offset behind its last record.
+
+        Raises:
+            KafkaException: fenced, or the cluster was away for too long; the caller must end the process.
+        """
+        producer = self._producer
+        assert producer is not None and self._group_metadata is not None
+        ends: dict[str, int] = {}
+        producer.begin_transaction()
+        faults.point("commit.begun")
+        for entity, (keys, values) in flush.records.items():
+            messages: list[dict[str, Any]] = [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
+
+            def delivered(error: Any, message: Any, entity: str = entity) -> None:
+                if error is None:
+                    ends[entity] = message.offset() + 1
+
+            messages[-1]["callback"] = delivered
+            topic = self._space.representations_topic(entity)
+            queued = producer.produce_batch(topic, messages, self.number)
+            if queued != len(messages):
+                raise KafkaException(f"{len(messages) - queued} of {len(messages)} records for {topic} did not fit the producer's queue")
+        for letter in flush.dead_letters:
+            producer.produce(self._space.dead_letters_topic, letter)
+        producer.flush(RETRY_FOR)
+        faults.point("commit.produced")
+        frames = TopicPartition(self._space.frames_topic, self.number, flush.progress)
+        _retried(lambda: producer.send_offsets_to_transaction([frames], self._group_metadata))
+        faults.point("commit.offsets")
+        _retried(producer.commit_transaction)
+        faults.point("commit.committed")
+        return ends
+
+    def tail(self, start: dict[str, int], progressed: Callable[[int, int], None]) -> Iterator[tuple[str, list[bytes], list[bytes], int]]:
+        """Committed records from `start` (entity -> offset) to the end, in large runs: entity, keys, values, next offset.
+
+        Args:
+            progressed: told how many records were read and how many offsets there are in all.
+        """
+        entities = {self._space.representations_topic(entity): entity for entity in start}
+        client = kafka.consumer(self._bootstrap, f"{self._group}-restore", **{"enable.partition.eof": True})
+        try:
+            ends = {topic: kafka.watermarks(client, topic, self.number)[1] for topic in entities}
+            left = {topic for topic in entities if start[entities[topic]] < ends[topic]}
+            total = sum(ends[topic] - start[entities[topic]] for topic in left)
+            client.assign([TopicPartition(topic, self.number, start[entities[topic]]) for topic in left])
+            done = 0
+            while left:
+                runs: dict[str, tuple[list[bytes], list[bytes], int]] = {}
+                for message in client.consume(20_000, 0.05):
+                    topic = message.topic()
+                    if kafka.is_end(message):
+                        left.discard(topic)
+                    elif message.error():
+                        raise StateError(f"restoring {topic}[{self.number}]: {message.error().str()}")
+                    else:
+                        keys, values, _ = runs.get(topic) or runs.setdefault(topic, ([], [], 0))
+                        keys.append(message.key())
+                        values.append(message.value() or b"")
+                        runs[topic] = (keys, values, message.offset() + 1)
+                for topic, (keys, values, end) in runs.items():
+                    done += len(keys)
+                    yield entities[topic], keys, values, end
+                progressed(done, total)
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        self._producer = None  # its threads end with it; nothing is open, since every commit is awaited
+
+
+def committed(client: Consumer, topic: str, partition: int) -> int | None:
+    """The group's stable progress: the next frame offset, or None if there is none (yet, or any more)."""
+    deadline = time.monotonic() + RETRY_FOR
+    while True:
+        try:
+            found = client.committed([TopicPartition(topic, partition)], timeout=kafka.REQUEST_TIMEOUT)[0]
+            if found.error is None:
+                return found.offset if found.offset >= 0 else None
+            problem = found.error
+        except KafkaException as error:
+            problem = error.args[0]
+        if not problem.retriable() or time.monotonic() > deadline:
+            raise StateError(f"cannot read the progress of {topic}[{partition}]: {problem.str()}")
+        time.sleep(0.1)
+
+
+def _retried(call: Callable[[], Any]) -> None:
+    """Repeat a transactional call while librdkafka says that repeating is right: the broker is away, or still busy with the last one."""
+    deadline = time.monotonic() + RETRY_FOR
+    while True:
+        try:
+            call()
+            return
+        except KafkaException as error:
+            problem = error.args[0]
+            if not getattr(problem, "retriable", bool)() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

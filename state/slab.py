@@ -1,0 +1,138 @@
+"""The slab: one entity's hot keys of one partition, in columns, over a store that holds them all.
+
+A slot may be evicted only when it is clean and its last copy is in the store. Per slot:
+
+    dirty     folded since its last copy was taken for a flush
+    flushing  copied, but not yet in the store
+    neither   clean: the store holds the same record
+
+A frame is folded whole or not at all: a flush in the middle of one would commit rows whose frame is not yet passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrep.aggregates import Aggregates
+from crossrep.keys import MISSING, KeyIndex, Keys
+from crossrep.records import RecordLayout
+from crossrep.rows import Rows
+
+Read = Callable[[list[bytes]], list[bytes | None]]  # keys -> records, None where the store has none
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Dirty rows as they were at one moment: what a flush writes."""
+
+    slots: NDArray[np.int32]
+    keys: list[bytes]
+    records: NDArray[np.void]
+
+
+class Slab:
+    """Folds rows into memory, reading what it lacks from the store.
+
+    Args:
+        read: looks records up in the store, many at once.
+        capacity: most keys held. It grows up to there from a small start, and beyond only where one frame has more keys than that.
+    """
+
+    def __init__(self, layout: RecordLayout, read: Read, capacity: int):
+        self._read = read
+        self._limit = capacity
+        start = min(capacity, 1024)
+        self._index = KeyIndex(start)
+        self._state = Aggregates(layout, self._index.capacity)
+        self._dirty = np.zeros(self._index.capacity, np.bool_)
+        self._flushing = np.zeros(self._index.capacity, np.bool_)
+        self._used = np.zeros(self._index.capacity, np.int64)  # the frame that last touched the slot
+        self._frame = 0
+        self.dirty_rows = 0  # rows folded since the last copy: an upper bound of the dirty slots
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return self._index.size
+
+    @property
+    def capacity(self) -> int:
+        return self._index.capacity
+
+    def has_room(self, rows: Rows) -> bool:
+        """Can these rows be folded now, or must a flush come first?"""
+        room = self._limit - self._index.size
+        if len(rows) <= room:
+            return True
+        missing = int(np.count_nonzero(self._index.find(rows.keys) == MISSING))
+        evictable = int(np.count_nonzero(~(self._dirty | self._flushing))) - (self.capacity - self._index.size)
+        pinned = len(rows) - missing
+        return missing <= room + max(evictable - pinned, 0) or not (self._dirty.any() or self._flushing.any())
+
+    def fold(self, rows: Rows, source_offset: int) -> None:
+        """Fold all rows of one frame. The caller has asked `has_room`."""
+        self._frame += 1
+        slots = self._index.find(rows.keys)
+        if (slots == MISSING).any():
+            self._load_missing(rows.keys, slots)
+        self._state.fold(slots, rows, source_offset)
+        self._used[slots] = self._frame
+        self._dirty[slots] = True
+        self.dirty_rows += len(slots)
+
+    def copy_dirty(self) -> Copy:
+        """Take what a flush writes; the slots count as flushing until `flushed` is told."""
+        slots = np.flatnonzero(self._dirty).astype(np.int32)
+        self._dirty[slots], self._flushing[slots] = False, True
+        self.dirty_rows = 0
+        return Copy(slots, self._index.keys(slots).tolist(), self._state.records(slots))
+
+    def flushed(self, copy: Copy) -> None:
+        """The store now holds this copy."""
+        self._flushing[copy.slots] = False
+
+    def _load_missing(self, keys: Keys, slots: NDArray[np.int32]) -> None:
+        missing = np.flatnonzero(slots == MISSING)
+        self._make_room(len(missing), pinned=slots[slots != MISSING])
+        new = self._index.insert(keys, slots)
+        fresh = slots[new]
+        self._state.clear(fresh)
+        stored = self._read(keys.take(new).tolist())
+        known = [i for i, value in enumerate(stored) if value is not None]
+        if known:
+            records = self._state.layout.decode([value for value in stored if value is not None], "stored record")
+            self._state.load(fresh[known], records)
+        self.misses += len(new)
+
+    def _make_room(self, wanted: int, pinned: NDArray[np.int32]) -> None:
+        """Grow up to the limit, then evict the least recently used, then grow beyond: one frame is never split."""
+        lacking = wanted - (self.capacity - self._index.size)
+        if lacking > 0 and self.capacity < self._limit:
+            self._grow(min(max(2 * self.capacity, self.capacity + lacking), self._limit))
+            lacking = wanted - (self.capacity - self._index.size)
+        if lacking > 0:
+            self._evict(lacking, pinned)
+            lacking = wanted - (self.capacity - self._index.size)
+        if lacking > 0:
+            self._grow(self.capacity + lacking)
+
+    def _evict(self, wanted: int, pinned: NDArray[np.int32]) -> None:
+        held = self._index.slots()
+        clean = ~(self._dirty[held] | self._flushing[held])
+        self._used[pinned] = self._frame
+        victims = held[clean & (self._used[held] < self._frame)]
+        count = min(len(victims), max(wanted, self.capacity // 16))  # some more than wanted, so that eviction is rare
+        if count < len(victims):
+            victims = victims[np.argpartition(self._used[victims], count)[:count]]
+        self._index.remove(victims)
+
+    def _grow(self, capacity: int) -> None:
+        self._index.grow(capacity)
+        self._state.grow(capacity)
+        more = capacity - len(self._dirty)
+        self._dirty = np.append(self._dirty, np.zeros(more, np.bool_))
+        self._flushing = np.append(self._flushing, np.zeros(more, np.bool_))
+        self._used = np.append(self._used, np.zeros(more, np.int64))

@@ -1,0 +1,1 @@
+"""Streaming side of crossrep: brokers, replay and feature computation over event streams."""

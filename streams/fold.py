@@ -1,0 +1,278 @@
+"""The fold worker: a Faust app with one agent, which folds frames into the partitions it owns.
+
+Per partition number: hold → fence → restore → seek → flow (`state.partition`). Everything that blocks runs in threads; the event loop folds.
+Any failure after validation ends the process, since memory may then be ahead of the log; restarting it is always right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import faust
+from confluent_kafka import KafkaException
+from faust.types import TP
+
+from crossrep.errors import CrossrepError, StateError
+from crossrep.spec import Space
+from state.partition import Partition, Settings
+from state.store import Memory
+from streams import faust_transport, metrics, topics
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILED, EXIT_REFUSED = 1, 3
+
+
+@dataclass(frozen=True)
+class FoldOptions:
+    """What an operator chooses."""
+
+    name: str  # stable name of this worker: its folder and its group membership survive a restart
+    folder: Path  # data folder; the worker's stores lie in folder/<space>/<name>
+    port: int = 6066  # of /ready and /metrics
+    flush_rows: int = 50_000  # dirty rows of a partition that flush it before its interval is over
+    slots: int = 65_536  # most keys in memory per entity and partition
+    rocksdb_mb: int = 256  # RocksDB's block cache and write buffers, all partitions together
+    session_timeout: float = 10.0  # seconds after which a silent worker's partitions move
+
+
+def group_of(space: Space) -> str:
+    """The consumer group whose committed offsets are the space's progress."""
+    return f"fold.{space.name}"
+
+
+class Fold:
+    """The worker's partitions, and which of them flow."""
+
+    def __init__(self, space: Space, bootstrap: str, options: FoldOptions):
+        published = topics.check(space, bootstrap)
+        folder = options.folder / space.name / options.name
+        _lock(folder, options.name)
+        self.space = space
+        self.options = options
+        self._settings = Settings(
+            space=space,
+            group=group_of(space),
+            bootstrap=bootstrap,
+            folder=folder,
+            topic_ids=published.topic_ids,
+            memory=Memory.of(options.rocksdb_mb << 20),
+            slots=options.slots,
+            tombstones_kept=topics.TOMBSTONES_KEPT,
+        )
+        self.partitions: dict[int, Partition] = {}
+        self.flowing: set[int] = set()
+        self.assigned: set[int] | None = None  # None until the first rebalance is through
+        self._epoch = 0  # of the assignment; work begun for an older one must not let a partition flow
+        self._locks: dict[int, asyncio.Lock] = {}  # one opening or flush of a partition at a time
+        self._threads = ThreadPoolExecutor(max(4, space.partitions), "partition")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.app = _faust_app(space, bootstrap, options, folder)
+        faust_transport.install(self.app, lambda: {n: self.partitions[n].progress for n in self.flowing})
+        self.app.on_partitions_revoked.connect(self._on_revoked)
+        self.app.on_partitions_assigned.connect(self._on_assigned)
+        # raw: with value_type=bytes alone Faust would still try to read JSON. acks=False: Faust tracks nothing, positions are ours.
+        frames = self.app.topic(
+            space.frames_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", acks=False
+        )
+        self.app.agent(frames, name="fold")(self._agent)
+        metrics.serve_with(self)
+
+    @property
+    def ready(self) -> bool:
+        """All partitions we own are restored and flowing."""
+        return self.assigned is not None and self.assigned <= self.flowing
+
+    # --- the flow ---
+
+    async def _agent(self, stream: Any) -> None:
+        async for event in stream.events():
+            message = event.message
+            try:
+                await self._on_frame(message.partition, message.offset, message.key, message.value, message.timestamp)
+            except Exception as error:
+                _die(f"folding {message.topic}[{message.partition}]@{message.offset}", error)
+
+    async def _on_frame(self, number: int, offset: int, key: bytes | None, value: bytes | None, append_time: float) -> None:
+        if number not in self.flowing:
+            return  # it was held meanwhile; when it flows again, it does so from our progress, so this frame comes again
+        partition = self.partitions[number]
+        rows = partition.decode(offset, key, value, append_time)
+        if rows is None:
+            return
+        epoch = self._epoch
+        while not partition.has_room(rows) or partition.dirty_rows > 4 * self.options.flush_rows:
+            await self._flush(number)
+            if epoch != self._epoch:
+                return
+        partition.fold(offset, rows)
+        if partition.dirty_rows > self.options.flush_rows:
+            self._start(self._flush(number))
+
+    async def _flush(self, number: int) -> None:
+        async with self._lock_of(number):
+            partition = self.partitions.get(number)
+            if partition is None or not partition.unflushed:
+                return
+            pending = partition.copy()
+            try:
+                await self._in_thread(partition.commit, pending)
+            except Exception as error:
+                _die(f"flushing partition {number}", error)
+            partition.done(pending)
+
+    async def flush_forever(self) -> None:
+        """Flush every partition once an interval."""
+        while True:
+            await asyncio.sleep(self.space.flush)
+            for number in list(self.flowing):
+                if self.partitions[number].unflushed and not self._lock_of(number).locked():
+                    self._start(self._flush(number))
+
+    # --- ownership ---
+
+    async def _on_revoked(self, app: Any, revoked: set[TP], **kwargs: Any) -> None:
+        """Kafka's eager protocol takes everything at each rebalance. Flush; memory and stores stay until we know what comes back."""
+        self._epoch += 1
+        owned, self.flowing = self.flowing, set()
+        await asyncio.gather(*(self._flush(number) for number in owned))
+
+    async def _on_assigned(self, app: Any, assigned: set[TP], **kwargs: Any) -> None:
+        self._epoch += 1
+        self.flowing = set()
+        self.assigned = {tp.partition for tp in assigned if tp.topic == self.space.frames_topic}
+        for number in sorted(set(self.partitions) - self.assigned):
+            self._start(self._give_up(number, self._epoch))
+        for number in sorted(self.assigned):
+            self._start(self._take_over(number, self._epoch))
+
+    async def _take_over(self, number: int, epoch: int) -> None:
+        async with self._lock_of(number):
+            if epoch != self._epoch:
+                return
+            partition = self.partitions.setdefault(number, Partition(self._settings, number))
+            try:
+                progress = await self._in_thread(partition.reopen)
+                if epoch != self._epoch:
+                    return
+                self.flowing.add(number)
+                await faust_transport.flow(self.app.consumer, TP(self.space.frames_topic, number), progress)
+            except Exception as error:
+                if epoch != self._epoch:
+                    log.warning("taking over partition %d was overtaken by a rebalance: %s", number, error)
+                    return
+                _die(f"taking over partition {number}", error)
+            stats = partition.stats
+            log.info("partition %d flows from %d (%d records restored in %.2f s)", number, progress, stats.restored, stats.restore_seconds)
+
+    async def _give_up(self, number: int, epoch: int) -> None:
+        async with self._lock_of(number):
+            if epoch == self._epoch:
+                await self._in_thread(self.partitions.pop(number).close)
+                log.info("partition %d is given up", number)
+
+    def _lock_of(self, number: int) -> asyncio.Lock:
+        return self._locks.setdefault(number, asyncio.Lock())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+
+    async def _in_thread(self, call: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+
+    # --- the end ---
+
+    async def stop(self) -> NoReturn:
+        """Flush, close and leave: nothing is left to restore. Static membership keeps our partitions for us while we restart."""
+        self._epoch += 1
+        owned, self.flowing = self.flowing, set()
+        await asyncio.gather(*(self._flush(number) for number in owned))
+        for partition in self.partitions.values():
+            partition.close()
+        log.info("stopped: everything is flushed")
+        _exit(0)
+
+
+def run(space: Space, bootstrap: str, options: FoldOptions) -> NoReturn:
+    """Fold until told to stop (SIGTERM, SIGINT).
+
+    Raises:
+        CrossrepError: the space or its topics do not fit, or another worker has this name.
+    """
+    fold = Fold(space, bootstrap, options)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: fold._start(fold.stop()))
+        fold.app.finalize()
+        await fold.app.start()
+        fold._start(fold.flush_forever())
+        await fold.app.wait_until_stopped()
+
+    asyncio.run(main())
+    _die("the Faust app stopped", fold.app.crash_reason or RuntimeError("no reason given"))
+
+
+def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path) -> faust.App:
+    return faust.App(
+        group_of(space),
+        broker=";".join(f"kafka://{address}" for address in bootstrap.split(",")),
+        consumer_group_instance_id=options.name,  # a restarted worker gets its partitions back without a rebalance
+        datadir=str(folder / "faust"),
+        store="memory://",
+        table_standby_replicas=0,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        broker_session_timeout=options.session_timeout,
+        broker_heartbeat_interval=options.session_timeout / 5,
+        broker_rebalance_timeout=60.0,
+        broker_request_timeout=60.0,
+        consumer_max_fetch_size=8 << 20,
+        stream_buffer_maxsize=32,  # frames, not rows
+        stream_wait_empty=False,
+        stream_recovery_delay=0.0,
+        web_port=options.port,
+        web_bind="0.0.0.0",
+        worker_redirect_stdouts=False,
+    )
+
+
+def _lock(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)  # held open, and so locked, until the process ends
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CrossrepError(f"a worker named {name!r} already runs on {folder}; give this one another --name") from None
+
+
+def _die(doing: str, error: BaseException) -> NoReturn:
+    """End the process at once: nothing after a failure may be flushed."""
+    if isinstance(error, StateError):
+        log.error("%s is refused: %s", doing, error)
+        _exit(EXIT_REFUSED)
+    if isinstance(error, KafkaException):
+        log.error("%s failed: %s. The process ends, since memory may be ahead of the log; start it again", doing, error.args[0])
+    else:
+        log.critical("%s failed; the process ends, since memory may be ahead of the log; start it again", doing, exc_info=error)
+    _exit(EXIT_FAILED)
+
+
+def _exit(code: int) -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,158 @@
+"""Topics derived from a space: created, published, and checked before any worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from crossrep import kafka, spaces
+from crossrep.errors import CrossrepError, SpaceError, TopicError
+from crossrep.spaces import SPACES_TOPIC, Published
+from crossrep.spec import Space
+
+TOMBSTONES_KEPT = 86_400  # seconds, delete.retention.ms of the representation topics
+_WEEK_MS = str(7 * 86_400_000)
+# Event time is in the events. With it as record time, retention would delete a replay of 2022 within minutes.
+_STREAM = {"message.timestamp.type": "LogAppendTime", "retention.ms": _WEEK_MS, "cleanup.policy": "delete"}
+_COMPACTED = {"cleanup.policy": "compact"}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic as it must be. `config` holds the settings whose wrong value would lose or stall something."""
+
+    name: str
+    partitions: int
+    config: dict[str, str]
+    shared: bool = False  # belongs to the platform: an existing one may have any number of partitions
+
+
+def plan(space: Space) -> list[Topic]:
+    """Every topic of a space, in the order of the flow."""
+    inputs = space.inputs
+    topics = [
+        Topic(inputs.impressions, space.partitions, _STREAM, shared=True),
+        Topic(inputs.clicks, space.partitions, _STREAM, shared=True),
+        Topic(inputs.user_features, space.partitions, _COMPACTED, shared=True),
+        Topic(inputs.item_features, space.partitions, _COMPACTED, shared=True),
+        Topic(space.inference_topic, space.partitions, _STREAM),
+        Topic(space.frames_topic, space.partitions, {**_STREAM, "max.message.bytes": str(8 << 20)}),
+        Topic(space.dead_letters_topic, 1, {**_STREAM, "max.message.bytes": str(8 << 20)}),
+    ]
+    compacted = {**_COMPACTED, "delete.retention.ms": str(TOMBSTONES_KEPT * 1000), "min.cleanable.dirty.ratio": "0.3"}
+    topics += [Topic(space.representations_topic(entity), space.partitions, compacted) for entity in space.entities]
+    return topics
+
+
+def create(space: Space, bootstrap: str, replication: int = 1) -> list[str]:
+    """Create what is missing, check what exists, publish the space. Safe to repeat. Returns the names of the topics created.
+
+    Raises:
+        SpaceError: another spec was published under this name.
+        TopicError: an existing topic does not fit; says which setting and how to change it.
+        CrossrepError: the cluster does not answer, or refuses.
+    """
+    published = spaces.read_all(bootstrap).get(space.name)
+    if published is not None:
+        _same_spec(space, published)
+    admin = kafka.admin(bootstrap)
+    control = Topic(SPACES_TOPIC, 1, _COMPACTED, shared=True)
+    existing = _existing(admin)
+    missing = [topic for topic in [control, *plan(space)] if topic.name not in existing]
+    if missing:
+        _create_all(admin, missing, replication)
+    _check_topics(admin, plan(space))
+    ids = topic_ids(admin, space)
+    if published is None or published.topic_ids != ids:
+        producer = kafka.producer(bootstrap, acks="all")
+        producer.produce(SPACES_TOPIC, spaces.encode(Published(space, ids)), space.name)
+        if producer.flush(kafka.REQUEST_TIMEOUT):
+            raise CrossrepError(f"the space {space.name!r} could not be published to topic {SPACES_TOPIC}")
+    return [topic.name for topic in missing]
+
+
+def check(space: Space, bootstrap: str) -> Published:
+    """What a worker does before it starts: is the space published just so, and do its topics fit?
+
+    Raises:
+        SpaceError, TopicError: no; says what to do.
+    """
+    published = spaces.find(space.name, bootstrap)
+    _same_spec(space, published)
+    admin = kafka.admin(bootstrap)
+    _check_topics(admin, plan(space))
+    ids = topic_ids(admin, space)
+    changed = sorted(name for name, id in ids.items() if published.topic_ids.get(name) != id)
+    if changed:
+        raise TopicError(
+            f"{', '.join(changed)} were deleted and created anew since space {space.name!r} was published: their state is gone. "
+            "If that is meant, publish again: crossrep topics create SPEC.toml"
+        )
+    return published
+
+
+def topic_ids(admin: AdminClient, space: Space) -> dict[str, str]:
+    """The ids of the topics that hold a space's progress and state."""
+    names = [space.frames_topic, *(space.representations_topic(entity) for entity in space.entities)]
+    described = admin.describe_topics(TopicCollection(names), request_timeout=kafka.REQUEST_TIMEOUT)
+    return {name: str(future.result().topic_id) for name, future in described.items()}
+
+
+def _same_spec(space: Space, published: Published) -> None:
+    if published.space.hash != space.hash:
+        raise SpaceError(
+            f"space {space.name!r} was published with another spec (hash {published.space.hash.hex()}, not {space.hash.hex()}). Vectors of two "
+            "specs are never mixed: give the new one another name, such as "
+            f"{space.name.rstrip('0123456789')}{_next_version(space.name)}, and create its topics"
+        )
+
+
+def _next_version(name: str) -> int:
+    digits = name[len(name.rstrip("0123456789")) :]
+    return int(digits or 1) + 1
+
+
+def _existing(admin: AdminClient) -> set[str]:
+    try:
+        return set(admin.list_topics(timeout=kafka.REQUEST_TIMEOUT).topics)
+    except KafkaException as error:
+        raise CrossrepError(f"no Kafka answers: {error.args[0].str()}. Start one: crossrep kafka up, or set KAFKA_BOOTSTRAP") from None
+
+
+def _create_all(admin: AdminClient, topics: list[Topic], replication: int) -> None:
+    new = [NewTopic(topic.name, topic.partitions, replication, config=topic.config) for topic in topics]
+    for name, future in admin.create_topics(new, operation_timeout=kafka.REQUEST_TIMEOUT).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
+                raise CrossrepError(f"topic {name} cannot be created: {error.args[0].str()}") from None
+
+
+def _check_topics(admin: AdminClient, topics: Iterable[Topic]) -> None:
+    metadata = admin.list_topics(timeout=kafka.REQUEST_TIMEOUT).topics
+    problems = []
+    found = [topic for topic in topics if topic.name in metadata]
+    problems += [f"{topic.name} is missing. Create it: crossrep topics create SPEC.toml" for topic in topics if topic.name not in metadata]
+    problems += [
+        f"{topic.name} has {len(metadata[topic.name].partitions)} partitions, the space declares {topic.partitions}; keys would move. "
+        "Never add partitions to a space's topic: use a new space"
+        for topic in found
+        if not topic.shared and topic.partitions != len(metadata[topic.name].partitions)
+    ]
+    resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in found]
+    configs = {resource.name: future.result() for resource, future in admin.describe_configs(resources).items()} if resources else {}
+    for topic in found:
+        for key, wanted in topic.config.items():
+            value = configs[topic.name][key].value
+            if key in ("cleanup.policy", "message.timestamp.type") and value != wanted:
+                problems.append(
+                    f"{topic.name} has {key}={value}, not {wanted}. Set it: kafka-configs.sh --alter --topic {topic.name} --add-config {key}={wanted}"
+                )
+            if key == "max.message.bytes" and int(value) < int(wanted):
+                problems.append(f"{topic.name} has {key}={value}, less than {wanted}. Set it with kafka-configs.sh --alter")
+    if problems:
+        raise TopicError("the topics do not fit the space:\n" + "\n".join(f"  {problem}" for problem in problems))
