@@ -1,8 +1,8 @@
 """Features as integers: every field has a vocabulary or bins, and all fields share one id space.
 
-A field owns a run of rows in one fused embedding table. Its first row stands for everything unknown: missing, None, NaN, a value of another type,
-a value never seen in training, or seen there only once (one impression says nothing about a value, and without it the unknown row would be untrained).
-The field's offset in the table is added here, so that a model makes one gather for all fields of a batch.
+A field owns a run of rows in one fused embedding table. Its first row stands for everything unknown: missing, None, NaN, a value of
+another type, a value never seen in training, or seen there only once (one impression says little about a value, and it is these that
+train the unknown row). The field's offset in the table is added here, so that a model makes one gather for all fields of a batch.
 
 - text is a category;
 - numbers are binned by the quantiles of the training data, or each value has its own bin if there are few of them (give codes as text);
@@ -17,7 +17,7 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -40,22 +40,24 @@ class Field:
     type: Literal["category", "number", "hour"]
     values: tuple[str, ...] = ()  # category: the known values, in row order from row 1
     edges: tuple[float, ...] = ()  # number: inner bin edges, ascending; bin i is row 1 + i
+    row_of: dict[str | None, int] = field(init=False, repr=False, compare=False)
 
     @property
     def size(self) -> int:
         return 25 if self.type == "hour" else 1 + (len(self.values) if self.type == "category" else len(self.edges) + 1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_row", {value: row for row, value in enumerate(self.values, 1)})
+        object.__setattr__(self, "row_of", {value: row for row, value in enumerate(self.values, 1)})
 
     def encode(self, values: Iterable[object]) -> list[int]:
         """The row of each value; never raises on a value. Plain Python: as fast for one row as an array would be for thousands."""
         if self.type == "category":
-            get = self._row.get  # type: ignore[attr-defined]
+            get = self.row_of.get
             return [get(value if value.__class__ is str else category(value), 0) for value in values]
         numbers = map(number, values)
         if self.type == "hour":
-            return [1 + int(x // 3600 % 24) if math.isfinite(x) else 0 for x in numbers]
+            rows: list[int] = hours(np.fromiter(numbers, np.float64)).tolist()
+            return rows
         edges = self.edges
         return [1 + bisect_right(edges, x) if math.isfinite(x) else 0 for x in numbers]
 
@@ -75,8 +77,6 @@ def category(value: object) -> str | None:
 
 def number(value: object) -> float:
     """A float, NaN for whatever is not a number."""
-    if value.__class__ is float:
-        return value  # type: ignore[return-value]
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -88,20 +88,20 @@ class Features:
 
     def __init__(self, fields: Mapping[str, Sequence[Field]]):
         self.fields = {kind: tuple(fields[kind]) for kind in ("user", "item", "event")}
-        sizes = [field.size for kind in self.fields.values() for field in kind]
+        sizes = [f.size for of_kind in self.fields.values() for f in of_kind]
         starts = iter(np.cumsum([0, *sizes]).tolist())
         self.offsets = {kind: np.array([next(starts) for _ in of_kind], dtype=np.int32) for kind, of_kind in self.fields.items()}
         self.rows = sum(sizes)
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
-        return {kind: tuple(field.name for field in fields) for kind, fields in self.fields.items()}
+        return {kind: tuple(f.name for f in fields) for kind, fields in self.fields.items()}
 
     def encode(self, kind: str, ids: Sequence[str], rows: Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
         """int32 [n, fields of `kind`] from one mapping per user or item."""
         if len(ids) != len(rows):
             raise ValueError(f"{len(ids)} ids but {len(rows)} rows")
-        return self._encode(kind, ids, {field.name: [row.get(field.name) for row in rows] for field in self.fields[kind][1:]})
+        return self._encode(kind, ids, {f.name: [row.get(f.name) for row in rows] for f in self.fields[kind][1:]})
 
     def encode_columns(self, kind: str, ids: Sequence[str], columns: Mapping[str, NDArray[np.object_]]) -> NDArray[np.int32]:
         """int32 [n, fields of `kind`] from one column per feature; a missing column is all unknown."""
@@ -109,10 +109,10 @@ class Features:
 
     def _encode(self, kind: str, ids: Sequence[str], columns: Mapping[str, Sequence[object]]) -> NDArray[np.int32]:
         out = np.zeros((len(ids), len(self.fields[kind])), dtype=np.int32)
-        for j, field in enumerate(self.fields[kind]):
-            values = ids if field.name == ID_FIELDS[kind] else columns.get(field.name)
+        for j, f in enumerate(self.fields[kind]):
+            values = ids if f.name == ID_FIELDS[kind] else columns.get(f.name)
             if values is not None:
-                out[:, j] = field.encode(values)
+                out[:, j] = f.encode(values)
         return out + self.offsets[kind]
 
     def encode_events(self, scenario: Sequence[str], branch: Sequence[str], event_time: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -182,12 +182,12 @@ def fit(dataset: Dataset, train: Impressions) -> Features:
 def _fit_kind(kind: str, ids: Sequence[str], columns: Mapping[str, NDArray[np.object_]], counts: NDArray[np.intp]) -> list[Field]:
     """The id's field first, then one per column that is not the same for everyone."""
     seen = np.flatnonzero(counts)
-    fields = [fit_category(ID_FIELDS[kind], [ids[i] for i in seen], counts[seen])]
+    fields = [fit_category(ID_FIELDS[kind], [ids[i] for i in seen.tolist()], counts[seen])]
     for name, column in columns.items():
         values = column[seen].tolist()
-        field = fit_number(name, values) if is_numeric(values) else fit_category(name, values, counts[seen])
-        if len(set(field.encode(values))) > 1:
-            fields.append(field)
+        fitted = fit_number(name, values) if is_numeric(values) else fit_category(name, values, counts[seen])
+        if len(set(fitted.encode(values))) > 1:
+            fields.append(fitted)
     return fields
 
 
@@ -212,8 +212,6 @@ def fit_number(name: str, values: Sequence[object]) -> Field:
     """Bins of about equal population; one bin per value if there are at most BINS of them (edges midway between neighbours)."""
     known = np.array([x for x in map(number, values) if math.isfinite(x)], dtype=np.float64)
     distinct = np.unique(known)
-    if len(distinct) <= BINS:
-        edges = (distinct[1:] + distinct[:-1]) / 2
-    else:
-        edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS))
+    few = len(distinct) <= BINS
+    edges = (distinct[1:] + distinct[:-1]) / 2 if few else np.unique(np.quantile(known, np.arange(1, BINS) / BINS))
     return Field(name, "number", edges=tuple(edges.tolist()))

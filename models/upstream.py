@@ -1,7 +1,7 @@
 """What an upstream model must offer, whatever it is made of, and how one is loaded from its folder.
 
-A model is a folder with a `manifest.json`, whose "kind" names the code that reads the rest. To plug in another model, implement `UpstreamModel` and
-`load(folder, **options)` in a module of your own and add it to `KINDS`. Importing this module does not import torch.
+A model is a folder with a `manifest.json`, whose "kind" names the code that reads the rest. To plug in another model, implement
+`UpstreamModel` and `load(folder, **options)` in a module of your own and add it to `KINDS`. Importing this module does not import torch.
 """
 
 from __future__ import annotations

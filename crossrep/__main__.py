@@ -1,0 +1,3 @@
+from crossrep.cli import main
+
+main()

@@ -1,0 +1,155 @@
+"""The `crossrep` command: what readers need is here; the workers' commands join in where their code is (`streams/cli.py`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from datetime import UTC, datetime
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from crossrep import kafka, spaces
+from crossrep.errors import CrossrepError
+from crossrep.spec import Space
+from crossrep.view import LocalView
+
+console = Console()
+
+HELP = """Streaming, exactly-once aggregation of user, item and cross representations.
+
+\b
+The flow, and the commands in the order you meet them:
+  crossrep kafka up                      a real Kafka on this machine (or set KAFKA_BOOTSTRAP)
+  crossrep topics create SPEC.toml       a space: one model version, one aggregation spec
+  crossrep train kuairand DIR            the upstream model (or: train simulated)
+  crossrep infer SPACE --model DIR       events → representations of every sample, as frames
+  crossrep fold SPACE                    frames → one exactly-once average per user and item
+  crossrep publish kuairand DIR          events (or: crossrep simulate)
+  crossrep get user 17 --space SPACE     what a reader sees
+  crossrep verify SPACE                  proof: state against all recorded frames
+`make demo` runs all of it. Every command explains itself with --help."""
+
+
+class Commands(click.Group):
+    """Lists commands in the order they were added, which is the flow's."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Commands, help=HELP)
+@click.version_option(package_name="crossrep")
+def cli() -> None:
+    pass
+
+
+bootstrap_option = click.option(
+    "--bootstrap", metavar="HOST:PORT", help="The Kafka cluster. Default: KAFKA_BOOTSTRAP, or the broker `crossrep kafka up` started."
+)
+space_option = click.option("--space", required=True, envvar="CROSSREP_SPACE", metavar="NAME", help="A published space, such as kuairand-v1.")
+
+
+def resolve(space: str, bootstrap: str | None) -> Space:
+    """A space by name, as published, or by its TOML file."""
+    return Space.load(space) if space.endswith(".toml") else spaces.find(space, bootstrap).space
+
+
+@cli.command()
+@bootstrap_option
+def list_spaces(bootstrap: str | None) -> None:
+    """Spaces published on this cluster, with their entities and columns."""
+    table = Table("space", "hash", "partitions", "entity", "columns", box=None)
+    for name, published in sorted(spaces.read_all(bootstrap).items()):
+        space = published.space
+        for entity, spec in space.entities.items():
+            columns = ", ".join(f"{c} {v.aggregate} {v.source}[{v.dim}]" for c, v in spec.columns.items())
+            table.add_row(name, space.hash.hex(), str(space.partitions), entity, columns)
+    console.print(table)
+
+
+list_spaces.name = "spaces"
+cli.commands["spaces"] = cli.commands.pop("list-spaces")
+
+
+@cli.command()
+@click.argument("entity")
+@click.argument("ids", nargs=-1, required=True)
+@space_option
+@bootstrap_option
+@click.option("--at", type=click.DateTime(), help="Decay weights to this time, UTC. Default: the stream's own time.")
+@click.option("--vectors", is_flag=True, help="Print the vectors too.")
+def get(entity: str, ids: tuple[str, ...], space: str, bootstrap: str | None, at: datetime | None, vectors: bool) -> None:
+    """What a reader sees of one or more ids: crossrep get user 17 --space kuairand-v1."""
+    with LocalView(entity, space, bootstrap) as view:
+        view.wait(300)
+        answer = view.get(ids, at.replace(tzinfo=UTC).timestamp() if at else None)
+    table = Table("id", "events", "newest event", "column", "weight", "newest in column", "|vector|", box=None)
+    for i, id in enumerate(ids):
+        if not answer.found[i]:
+            table.add_row(id, "not found")
+            continue
+        for n, (name, values) in enumerate(answer.items()):
+            about = (id, str(answer.counts[i]), _time(answer.event_times[i])) if n == 0 else ("", "", "")
+            norm = float((values.vectors[i].astype(float) ** 2).sum() ** 0.5)
+            weight = "" if values.weights[i] != values.weights[i] else f"{values.weights[i]:.6g}"
+            table.add_row(*about, name, weight, _time(values.times[i]), f"{norm:.4f}" if values.vectors.shape[1] else "")
+            if vectors:
+                table.add_row("", "", "", "", "", "", " ".join(f"{x:.5g}" for x in values.vectors[i]))
+    console.print(table)
+    console.print(f"weights decayed to {_time(answer.at)}", style="dim")
+    if not answer.found.all():
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("entity")
+@click.argument("id")
+@space_option
+@bootstrap_option
+@click.option("--column", help="Whose vectors to compare. Default: the entity's `latest` column, such as ir, or else its first.")
+@click.option("-k", default=10, show_default=True, help="How many.")
+def similar(entity: str, id: str, space: str, bootstrap: str | None, column: str | None, k: int) -> None:
+    """Nearest ids by cosine: crossrep similar item 17 --space kuairand-v1 --column cr."""
+    with LocalView(entity, space, bootstrap) as view:
+        view.wait(300)
+        columns = {name: c for name, c in view.space.entities[entity].columns.items() if c.dim}
+        chosen = column or next((name for name, c in columns.items() if c.aggregate == "latest"), next(iter(columns), ""))
+        try:
+            nearest = view.nearest(chosen, id, k)
+        except KeyError as error:
+            raise CrossrepError(error.args[0]) from None
+        counts = view.get([name for name, _ in nearest]).counts if nearest else []
+    table = Table(entity, f"cosine of {chosen}", "events", box=None)
+    for (name, cosine), count in zip(nearest, counts):
+        table.add_row(name, f"{cosine:.4f}", str(count))
+    console.print(table)
+
+
+def _time(seconds: float) -> str:
+    if not -1e11 < seconds < 1e11:
+        return "never"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def main() -> None:
+    """The console script's entry."""
+    if importlib.util.find_spec("streams") is not None:
+        importlib.import_module("streams.cli")  # adds the workers' commands; absent where only the readers' package is installed
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as exit:
+        sys.exit(exit.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (CrossrepError, TimeoutError) as error:
+        click.secho(f"crossrep: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

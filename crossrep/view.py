@@ -1,0 +1,202 @@
+"""LocalView: a space's representations of one entity, in this process's memory, kept fresh from their topic."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrep import algebra, kafka, spaces
+from crossrep.errors import SpaceError
+from crossrep.follow import Follower
+from crossrep.keys import MISSING, KeyIndex, Keys
+from crossrep.records import RecordLayout
+from crossrep.spec import Space
+
+Id = str | bytes | int
+
+
+@dataclass(frozen=True)
+class ColumnValues:
+    """One column of n ids. Where an id is not found, or never had this column: vector 0, weight 0, time -inf."""
+
+    vectors: NDArray[np.float32]  # [n, dim]
+    weights: NDArray[np.float64]  # [n], decayed to the time asked for: the confidence; NaN for `latest`
+    times: NDArray[np.float64]  # [n], seconds since 1970 of the newest event in the column
+
+
+@dataclass(frozen=True)
+class Representations(Mapping[str, ColumnValues]):
+    """The answer to a look-up of n ids: a mapping from column to values, with what is known of each id."""
+
+    found: NDArray[np.bool_]  # [n]
+    counts: NDArray[np.int64]  # [n], events folded; 0 if not found
+    event_times: NDArray[np.float64]  # [n], newest event, seconds since 1970; -inf if not found
+    at: float  # the time weights are decayed to, seconds since 1970
+    columns: dict[str, ColumnValues]
+
+    def __getitem__(self, column: str) -> ColumnValues:
+        return self.columns[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+class LocalView:
+    """All representations of one entity of a space, following their topic.
+
+        with crossrep.LocalView("user", space="kuairand-v1") as users:
+            users.wait()
+            answer = users.get(["17", "4711"])
+            answer.found, answer["cr"].vectors, answer["cr"].weights
+
+    Memory: per key the record's size (four bytes a dimension and some) and 86 bytes of index, with up to twice that while it grows.
+    Thread-safe.
+
+    Args:
+        entity: such as "user".
+        space: the name of a published space. Everything else is learnt from its publication.
+        bootstrap: the cluster; default KAFKA_BOOTSTRAP, or the local broker.
+
+    Raises:
+        SpaceError: no such space, or no such entity in it.
+        CrossrepError: the cluster does not answer.
+    """
+
+    def __init__(self, entity: str, space: str, bootstrap: str | None = None):
+        address = kafka.bootstrap_servers(bootstrap)
+        self.space: Space = spaces.find(space, address).space
+        if entity not in self.space.entities:
+            raise SpaceError(f"space {space!r} has no entity {entity!r}; it has {', '.join(self.space.entities)}")
+        self.entity = entity
+        self._layout = RecordLayout(self.space, entity)
+        self._lock = threading.Lock()
+        self._index = KeyIndex(1024)
+        self._table = np.zeros(self._index.capacity, self._layout.dtype)
+        self._stream_time = -np.inf
+        self._follower = Follower(self.space.representations_topic(entity), self._apply, address)
+
+    def get(self, ids: Sequence[Id], at: float | None = None) -> Representations:
+        """Look ids up, as they are now; does not wait (see `wait`).
+
+        Args:
+            ids: n strings, bytes or integers.
+            at: decay weights to this time, seconds since 1970; default the stream's time, the newest event seen in any record.
+        """
+        keys = Keys.of(ids)
+        with self._lock:
+            slots = self._index.find(keys)
+            records = self._table[np.maximum(slots, 0)]
+            moment = self._stream_time if at is None else at
+        return self._answer(slots != MISSING, records, moment)
+
+    def ids(self) -> list[str]:
+        """Every id held, in no particular order."""
+        with self._lock:
+            return [key.decode(errors="replace") for key in self._index.keys(self._index.slots()).tolist()]
+
+    def nearest(self, column: str, to: Id | NDArray[np.floating], k: int = 10) -> list[tuple[str, float]]:
+        """The k ids whose vectors have the greatest cosine with an id's vector (itself left out) or with a given vector.
+
+        Raises:
+            KeyError: the id is not held, or the column has no vector.
+        """
+        if column not in self._layout.columns or not self._layout.columns[column].dim:
+            raise KeyError(f"{self.entity} has no vectors {column!r}; it has {[n for n, c in self._layout.columns.items() if c.dim]}")
+        with self._lock:
+            slots = self._index.slots()
+            itself = -1
+            if isinstance(to, np.ndarray):
+                target = to.astype(np.float32)
+            else:
+                itself = int(self._index.find(Keys.of([to]))[0])
+                if itself == MISSING:
+                    raise KeyError(f"{self.entity} {to!r} is not held")
+                target = self._table[itself][column].copy()
+            slots = slots[slots != itself]
+            vectors = np.ascontiguousarray(self._table[column][slots])
+            keys = self._index.keys(slots)
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(target)
+        cosines = np.divide(vectors @ target, norms, out=np.zeros(len(vectors), np.float32), where=norms > 0)
+        best = np.argsort(-cosines, kind="stable")[:k]
+        names = keys.take(best).tolist()
+        return [(name.decode(errors="replace"), float(cosine)) for name, cosine in zip(names, cosines[best])]
+
+    def __len__(self) -> int:
+        return self._index.size
+
+    @property
+    def caught_up(self) -> bool:
+        """Has everything that was in the topic when the view started been applied?"""
+        return self._follower.caught_up
+
+    @property
+    def lag(self) -> int:
+        """Offsets behind the end of the topic, as last seen."""
+        return self._follower.lag
+
+    @property
+    def stream_time(self) -> float:
+        """The newest event time in any record, seconds since 1970; -inf while there is none."""
+        return self._stream_time
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until caught up. Raises TimeoutError."""
+        self._follower.wait(timeout)
+
+    def close(self) -> None:
+        self._follower.close()
+
+    def __enter__(self) -> LocalView:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _apply(self, names: list[bytes], values: list[bytes | None]) -> None:
+        newest = dict(zip(names, values))  # within a run, only the last record of a key matters
+        kept = {name: value for name, value in newest.items() if value}
+        gone = [name for name, value in newest.items() if not value]
+        records = self._layout.decode(list(kept.values()), f"a record of {self._follower_topic}:")
+        keys = Keys.of(list(kept))
+        with self._lock:
+            slots = self._index.find(keys)
+            missing = int(np.count_nonzero(slots == MISSING))
+            if self._index.size + missing > self._index.capacity:
+                self._grow(max(2 * self._index.capacity, self._index.size + missing))
+            self._index.insert(keys, slots)
+            self._table[slots] = records
+            if gone:
+                dropped = self._index.find(Keys.of(gone))
+                self._index.remove(dropped[dropped != MISSING])
+            if len(records):
+                self._stream_time = max(self._stream_time, float(records["event_time"].max()))
+
+    @property
+    def _follower_topic(self) -> str:
+        return self.space.representations_topic(self.entity)
+
+    def _grow(self, capacity: int) -> None:
+        self._index.grow(capacity)
+        table = np.zeros(capacity, self._layout.dtype)
+        table[: len(self._table)] = self._table
+        self._table = table
+
+    def _answer(self, found: NDArray[np.bool_], records: NDArray[np.void], at: float) -> Representations:
+        columns = {}
+        for name, column in self._layout.columns.items():
+            times = np.where(found, records[f"{name}_time"], algebra.NEVER)
+            vectors = np.where(found[:, None], records[name], np.float32(0)) if column.dim else np.empty((len(found), 0), np.float32)
+            weights = np.full(len(found), np.nan)
+            if column.half_life is not None:
+                held = np.where(found, records[f"{name}_weight"], 0.0)
+                weights = algebra.decay(held, np.where(held > 0, at - times, 0.0), column.half_life)
+            columns[name] = ColumnValues(vectors, weights, times)
+        counts = np.where(found, records["count"], 0).astype(np.int64)
+        return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), at, columns)

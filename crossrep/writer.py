@@ -1,0 +1,142 @@
+"""FrameWriter: how models of other teams write into a space, without going through `crossrep infer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from crossrep import frames, kafka, spaces
+from crossrep.aggregates import combine
+from crossrep.errors import CrossrepError
+from crossrep.keys import Keys
+from crossrep.rows import ColumnRows, Rows
+from crossrep.spec import Space
+
+
+def rows_of(
+    space: Space,
+    entity: str,
+    ids: Sequence[str | bytes | int],
+    event: Sequence[str] | NDArray[np.str_] | str,
+    times: ArrayLike,
+    sources: Mapping[str, NDArray[np.floating]],
+    weights: ArrayLike | None = None,
+) -> Rows:
+    """Raw rows, one per event, of one entity: what each column of its spec takes of them.
+
+    Args:
+        ids: n ids of the entity.
+        event: what happened, one for all or n: names of the spec's [weights].
+        times: n event times, seconds since 1970.
+        sources: the upstream model's outputs the entity's columns name, each [n, dim].
+        weights: n weights instead of the spec's; finite and > 0.
+
+    Raises:
+        ValueError: an id, event, weight or shape is wrong; names it.
+    """
+    n = len(ids)
+    events = np.full(n, event) if isinstance(event, str) else np.asarray(event)
+    moments = np.asarray(times, np.float64)
+    if events.shape != (n,) or moments.shape != (n,):
+        raise ValueError(f"{n} ids, but events of shape {events.shape} and times of shape {moments.shape}")
+    unknown = set(np.unique(events).tolist()) - set(space.weights)
+    if unknown:
+        raise ValueError(f"event {sorted(unknown)[0]!r} is not in the space's [weights]: {', '.join(space.weights)}")
+    if weights is None:
+        own = np.zeros(n)
+        for name, weight in space.weights.items():
+            own[events == name] = weight
+    else:
+        own = np.asarray(weights, np.float64)
+        if own.shape != (n,) or not ((own > 0) & (own <= frames.WEIGHT_LIMIT)).all():
+            raise ValueError(f"weights must be {n} numbers, finite and > 0")
+    vectors = {name: np.ascontiguousarray(array, np.float32) for name, array in sources.items()}
+    columns = {}
+    for name, column in space.entities[entity].columns.items():
+        taken = np.isin(events, column.events) if column.events else np.ones(n, np.bool_)
+        if column.dim:
+            if column.source not in vectors or vectors[column.source].shape != (n, column.dim):
+                shape = vectors[column.source].shape if column.source in vectors else "nothing"
+                raise ValueError(f"{entity}.{name} needs source {column.source!r} of shape {(n, column.dim)}, got {shape}")
+            block = vectors[column.source]
+        else:
+            block = np.empty((n, 0), np.float32)
+        columns[name] = ColumnRows(block, own if column.aggregate == "decayed_mean" else np.ones(n), moments, taken)
+    return Rows(entity, Keys.of(ids), moments, np.ones(n, np.int64), columns)
+
+
+class FrameWriter:
+    """Writes rows to a space's frames topic, each batch in one Kafka transaction.
+
+        with crossrep.FrameWriter("kuairand-v1", name="my-model-0") as writer:
+            writer.write("user", ids, event="impression", times=times, sources={"cr": cr, "ur": ur})
+            writer.commit()
+
+    What is not committed is not visible to anybody. Not thread-safe.
+
+    Args:
+        space: the name of a published space.
+        name: stable and unique among running writers; a second writer of the same name fences the first.
+        combine: merge rows of one key before writing; fewer bytes, the same state.
+
+    Raises:
+        SpaceError: no such space.
+        CrossrepError: the cluster does not answer.
+    """
+
+    def __init__(self, space: str, name: str, bootstrap: str | None = None, combine: bool = True):
+        address = kafka.bootstrap_servers(bootstrap)
+        self.space = spaces.find(space, address).space
+        self._combine = combine
+        self._pending: list[tuple[int, bytes]] = []
+        self._producer = kafka.transactional_producer(address, f"frames.{space}.{name}", timeout=10.0)
+        self._producer.init_transactions(kafka.REQUEST_TIMEOUT)
+
+    def write(
+        self,
+        entity: str,
+        ids: Sequence[str | bytes | int],
+        event: Sequence[str] | NDArray[np.str_] | str,
+        times: ArrayLike,
+        sources: Mapping[str, NDArray[np.floating]],
+        weights: ArrayLike | None = None,
+    ) -> None:
+        """Add rows to the next commit (see `rows_of` for the arguments).
+
+        Raises:
+            ValueError: an argument is wrong; nothing of this call is written.
+            BadFrame: a vector is not finite; nothing of this call is written.
+        """
+        if entity not in self.space.entities:
+            raise ValueError(f"space {self.space.name!r} has no entity {entity!r}; it has {', '.join(self.space.entities)}")
+        rows = rows_of(self.space, entity, ids, event, times, sources, weights)
+        if not (np.isfinite(rows.times).all() and (rows.times >= 0).all()):
+            raise ValueError("times must be finite seconds since 1970")
+        if not all(np.isfinite(column.vectors).all() for column in rows.columns.values()):
+            raise ValueError("vectors must be finite")
+        self._pending += frames.encode(self.space, combine(self.space, rows) if self._combine else rows)
+
+    def commit(self) -> None:
+        """Make everything written since the last commit visible at once.
+
+        Raises:
+            CrossrepError: it could not be committed, and is not visible; a writer of the same name may have taken over.
+        """
+        self._producer.begin_transaction()
+        try:
+            for partition, frame in self._pending:
+                self._producer.produce(self.space.frames_topic, frame, partition=partition)
+            self._producer.commit_transaction()
+        except Exception as error:
+            raise CrossrepError(f"nothing was written: {error}. Open a new FrameWriter and write again") from error
+        self._pending = []
+
+    def __enter__(self) -> FrameWriter:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        """Rows not committed are dropped."""
+        self._pending = []

@@ -1,0 +1,73 @@
+"""The fold worker under SIGKILL, SIGSTOP and lost disks, on a real broker: counts exact, vectors equal."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from state import faults
+from tests import cluster
+from tests.cluster import Load, Workers, new_space, prove, settled, wait_for
+
+
+def test_killed_at_every_fault_point_and_with_disks_wiped(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path)
+    load = Load(space, bootstrap)
+    points = [point for point in faults.POINTS if not point.startswith("infer.")]
+    for round, point in enumerate(points):
+        worker = workers.fold(path, fault=f"{point}:{1 if point.startswith('open.') else 3}")
+        deadline = time.monotonic() + 40
+        while worker.poll() is None:
+            load.send(200)
+            time.sleep(0.05)
+            assert time.monotonic() < deadline, f"{point} was never passed\n{workers.logs()}"
+        assert worker.returncode == -signal.SIGKILL, f"{point}\n{workers.logs()}"
+        if round % 3 == 1:
+            shutil.rmtree(tmp_path / "home" / "fold")
+    workers.fold(path)
+    wait_for(lambda: settled(space, bootstrap), "all frames folded")
+    prove(space, bootstrap, load.counts)
+
+
+def test_a_worker_stopped_past_its_session_is_fenced_when_it_wakes(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path)
+    load = Load(space, bootstrap)
+    port = cluster.free_port()
+    zombie = workers.fold(path, "zombie", "--flush-rows", "100000000", port=port)
+    wait_for(lambda: cluster.ready(port), "the first worker is ready")
+    load.send(2000)
+    wait_for(lambda: settled(space, bootstrap), "first load folded")
+    load.send(3000)
+    time.sleep(0.03)  # frames are in memory, perhaps in the middle of a flush
+    zombie.send_signal(signal.SIGSTOP)
+    other = cluster.free_port()
+    workers.fold(path, "heir", port=other)
+    wait_for(lambda: cluster.ready(other) and settled(space, bootstrap), "the heir has folded everything")
+    zombie.send_signal(signal.SIGCONT)
+    load.send(2000)
+    time.sleep(5)  # the zombie flushes and is refused, or rejoins and shares the partitions
+    load.send(2000)
+    wait_for(lambda: settled(space, bootstrap), "all frames folded")
+    prove(space, bootstrap, load.counts)
+
+
+def test_sigterm_flushes_quickly_and_the_next_start_restores_nothing(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path)
+    load = Load(space, bootstrap)
+    port = cluster.free_port()
+    worker = workers.fold(path, port=port)
+    wait_for(lambda: cluster.ready(port), "ready")
+    load.send(5000)
+    wait_for(lambda: settled(space, bootstrap), "folded")
+    started = time.monotonic()
+    worker.terminate()
+    assert worker.wait(10) == 0, workers.logs()
+    assert time.monotonic() - started < 3
+    load.send(1000)
+    port = cluster.free_port()
+    workers.fold(path, port=port)
+    wait_for(lambda: cluster.ready(port) and settled(space, bootstrap), "all folded")
+    assert "(0 records restored" in workers.logs()
+    prove(space, bootstrap, load.counts)
