@@ -131,7 +131,7 @@ class Aggregates:
 
 
 def combine(space: Space, rows: Rows) -> Rows:
-    """Merge rows of the same key into one, in order of first appearance: the same fold as the stream's, so the state it leads to is the same."""
+    """Merge rows of the same key into one, in order of first appearance, by the stream's own fold: the state it leads to is the same."""
     index = KeyIndex(len(rows))
     slots = np.full(len(rows), MISSING, np.int32)
     first = index.insert(rows.keys, slots)

@@ -10,7 +10,8 @@ Folding partial b into a, with half-life h:
 The fold is associative and commutative (to rounding): late events, batches and pre-merged rows need no special case. It is the decayed
 weighted mean of Cormode et al., "Forward decay" (ICDE 2009), kept in normalised form and anchored at the newest event.
 
-`latest` keeps the vector of the greatest time; at equal times the one whose little-endian float32 bytes compare greater, so order never matters.
+`latest` keeps the vector of the greatest time; at equal times the one whose little-endian float32 bytes compare greater: order never
+matters.
 
 All kernels take rows of one frame or batch: `slots` int32 [n] says where row i goes, `vectors` is float32 [n, dim], `weights` and `times`
 float64 [n], `present` bool [n] (rows a column does not take are False). State arrays are float64 [capacity, dim] and [capacity]; an empty

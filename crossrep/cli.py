@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from crossrep import kafka, spaces
+from crossrep import spaces
 from crossrep.errors import CrossrepError
 from crossrep.spec import Space
 from crossrep.view import LocalView
@@ -48,7 +48,9 @@ def cli() -> None:
 bootstrap_option = click.option(
     "--bootstrap", metavar="HOST:PORT", help="The Kafka cluster. Default: KAFKA_BOOTSTRAP, or the broker `crossrep kafka up` started."
 )
-space_option = click.option("--space", required=True, envvar="CROSSREP_SPACE", metavar="NAME", help="A published space, such as kuairand-v1.")
+space_option = click.option(
+    "--space", required=True, envvar="CROSSREP_SPACE", metavar="NAME", help="A published space, such as kuairand-v1."
+)
 
 
 def resolve(space: str, bootstrap: str | None) -> Space:
@@ -120,7 +122,7 @@ def similar(entity: str, id: str, space: str, bootstrap: str | None, column: str
             nearest = view.nearest(chosen, id, k)
         except KeyError as error:
             raise CrossrepError(error.args[0]) from None
-        counts = view.get([name for name, _ in nearest]).counts if nearest else []
+        counts = view.get([name for name, _ in nearest]).counts
     table = Table(entity, f"cosine of {chosen}", "events", box=None)
     for (name, cosine), count in zip(nearest, counts):
         table.add_row(name, f"{cosine:.4f}", str(count))

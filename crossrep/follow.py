@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError
@@ -87,7 +87,7 @@ class Follower:
             self._caught_up.set() if self._error else self._caught_up.clear()
 
     def _follow(self) -> None:
-        client = kafka.consumer(self._bootstrap, **{"enable.partition.eof": True})
+        client = kafka.consumer(self._bootstrap, config=kafka.ENDS)
         try:
             self._assign(client)
             behind = set(self._positions)
@@ -117,7 +117,7 @@ class Follower:
         finally:
             client.close()
 
-    def _assign(self, client: kafka.Consumer) -> None:
+    def _assign(self, client: Consumer) -> None:
         metadata = client.list_topics(self.topic, timeout=kafka.REQUEST_TIMEOUT).topics[self.topic]
         if metadata.error is not None:
             raise CrossrepError(f"topic {self.topic} does not exist. Create the space's topics: crossrep topics create SPEC.toml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,10 @@ _PRODUCER = {
 }
 
 
-def consumer(bootstrap: str, group: str = "crossrep", **config: Any) -> Consumer:
+def consumer(bootstrap: str, group: str = "crossrep", config: Mapping[str, Any] | None = None) -> Consumer:
     """A read_committed consumer that never commits by itself and never jumps when its position is gone.
 
-    librdkafka's defaults drain seven times slower: it fetches again only when its queue is nearly empty, and waits a second before it looks.
+    librdkafka's defaults drain seven times slower: it fetches again only when its queue is nearly empty, and looks once a second.
     """
     return Consumer(
         _quiet(
@@ -86,7 +87,7 @@ def consumer(bootstrap: str, group: str = "crossrep", **config: Any) -> Consumer
                 "fetch.queue.backoff.ms": 5,
                 "fetch.wait.max.ms": 100,
                 "fetch.message.max.bytes": 8 << 20,
-                **config,
+                **(config or {}),
             }
         )
     )
@@ -102,6 +103,9 @@ def watermarks(client: Consumer, topic: str, partition: int) -> tuple[int, int]:
         return client.get_watermark_offsets(TopicPartition(topic, partition), timeout=REQUEST_TIMEOUT)  # type: ignore[no-any-return]
     except KafkaException as error:
         raise CrossrepError(f"cannot ask for the offsets of {topic}[{partition}]: {error.args[0].str()}") from None
+
+
+ENDS = {"enable.partition.eof": True}  # consumer setting: tell when a partition's end is reached (`is_end`)
 
 
 def is_end(message: Any) -> bool:

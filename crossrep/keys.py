@@ -53,7 +53,8 @@ class Keys:
 
     def partitions(self, count: int) -> NDArray[np.int32]:
         """The partition of each key: murmur2, as Kafka's own default partitioner computes it."""
-        return _murmur2_partitions(self.data, self.offsets, count)
+        partitions: NDArray[np.int32] = _murmur2_partitions(self.data, self.offsets, count)
+        return partitions
 
 
 class KeyIndex:

@@ -35,7 +35,7 @@ def read_all(bootstrap: str | None = None) -> dict[str, Published]:
         CrossrepError: the cluster does not answer.
         SpaceError: a published spec does not have the hash it was published with: this crossrep is too old or too new for it.
     """
-    client = kafka.consumer(kafka.bootstrap_servers(bootstrap), **{"enable.partition.eof": True})
+    client = kafka.consumer(kafka.bootstrap_servers(bootstrap), config=kafka.ENDS)
     try:
         try:
             metadata = client.list_topics(SPACES_TOPIC, timeout=kafka.REQUEST_TIMEOUT)
@@ -81,6 +81,7 @@ def _decode(name: str, value: bytes) -> Published:
     space = Space.from_dict(declared["spec"], source=f"space {name!r} on topic {SPACES_TOPIC}")
     if space.hash.hex() != declared["hash"]:
         raise SpaceError(
-            f"space {name!r} was published with hash {declared['hash']}, read here as {space.hash.hex()}: use the crossrep version that published it"
+            f"space {name!r} was published with hash {declared['hash']}, read here as {space.hash.hex()}: use the "
+            "crossrep version that published it"
         )
     return Published(space, declared["topic_ids"])

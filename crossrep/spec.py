@@ -202,8 +202,8 @@ def _text_duration(seconds: float) -> str:
 
 
 def _problem(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"] if part != "[key]")
-    message = error["msg"].removeprefix("Value error, ")
+    place: str = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    message: str = error["msg"].removeprefix("Value error, ")
     match error["type"]:
         case "missing":
             return f"{place}: missing"

@@ -196,7 +196,7 @@ class LocalView:
             weights = np.full(len(found), np.nan)
             if column.half_life is not None:
                 held = np.where(found, records[f"{name}_weight"], 0.0)
-                weights = algebra.decay(held, np.where(held > 0, at - times, 0.0), column.half_life)
+                weights = algebra.decay(held, at - np.where(held > 0, times, at), column.half_life)
             columns[name] = ColumnValues(vectors, weights, times)
         counts = np.where(found, records["count"], 0).astype(np.int64)
         return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), at, columns)

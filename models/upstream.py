@@ -50,7 +50,7 @@ def load(folder: str | Path, **options: Any) -> UpstreamModel:
     """The model in `folder`. `options` go to the model's own loader (`dtype` for lfm4ads)."""
     manifest = read_manifest(folder)
     kind = manifest.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ModelError(f"{Path(folder) / 'manifest.json'}: unknown kind {kind!r}; known: {', '.join(sorted(KINDS))}")
     try:
         module = importlib.import_module(KINDS[kind])

@@ -1,6 +1,6 @@
 """The changelog of one partition number: its transactions, and how it is read back.
 
-One producer per partition, whose transactional id is the partition's: whoever opens it last fences all others, also one that wakes up later.
+One producer per partition, whose transactional id is the partition's: who opens it last fences all others, also one that wakes up later.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Changelog:
             KafkaException: fenced, or the cluster was away for too long; the caller must end the process.
         """
         producer = self._producer
-        assert producer is not None and self._group_metadata is not None
+        assert producer is not None, "fence first"
         ends: dict[str, int] = {}
         producer.begin_transaction()
         faults.point("commit.begun")
@@ -91,7 +91,7 @@ class Changelog:
             progressed: told how many records were read and how many offsets there are in all.
         """
         entities = {self._space.representations_topic(entity): entity for entity in start}
-        client = kafka.consumer(self._bootstrap, f"{self._group}-restore", **{"enable.partition.eof": True})
+        client = kafka.consumer(self._bootstrap, f"{self._group}-restore", config=kafka.ENDS)
         try:
             ends = {topic: kafka.watermarks(client, topic, self.number)[1] for topic in entities}
             left = {topic for topic in entities if start[entities[topic]] < ends[topic]}

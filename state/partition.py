@@ -164,15 +164,17 @@ class Partition:
             progress = folded if folded >= 0 else first
         if progress < folded:
             raise StateError(
-                f"group {self._settings.group!r} says {place} is folded up to {progress}, but records hold frames up to {folded}: somebody moved the "
-                f"group back, and folding again would count twice. To go on: kafka-consumer-groups.sh --group {self._settings.group} "
+                f"group {self._settings.group!r} says {place} is folded up to {progress}, but records hold frames up to {folded}: somebody "
+                f"moved the group back, and folding again would count twice. To go on: "
+                f"kafka-consumer-groups.sh --group {self._settings.group} "
                 f"--topic {self._space.frames_topic}:{self.number} --reset-offsets --to-offset {folded} --execute. "
                 "To fold again from an earlier point, do it in a new space"
             )
         if not first <= progress <= end:
             raise StateError(
-                f"{place} holds offsets {first} to {end}, but the next to fold is {progress}: frames were deleted before they were folded, or the "
-                "topic was created anew. Nothing is skipped silently: create a new space, or reset the group's offset yourself and accept the gap"
+                f"{place} holds offsets {first} to {end}, but the next to fold is {progress}: frames were deleted before they were "
+                "folded, or the topic was created anew. Nothing is skipped silently: create a "
+                "new space, or reset the group's offset and accept the gap"
             )
         return progress
 

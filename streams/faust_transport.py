@@ -1,7 +1,7 @@
 """Every private name of Faust and aiokafka that crossrep touches, in one place; tests/streams/test_faust_transport.py fails when one moves.
 
-Faust owns group membership, fetching and the event loop. Positions are ours: progress is committed with the state, so after a rebalance each
-partition is held until its state is restored, and then flows from our progress, never from what Faust believes was acknowledged.
+Faust owns group membership, fetching and the event loop. Positions are ours: progress is committed with the state, so after a rebalance
+each partition is held until its state is restored, and then flows from our progress, never from what Faust believes was acknowledged.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The fold worker: a Faust app with one agent, which folds frames into the partitions it owns.
 
-Per partition number: hold → fence → restore → seek → flow (`state.partition`). Everything that blocks runs in threads; the event loop folds.
+Per partition number: hold → fence → restore → seek → flow (`state.partition`). What blocks runs in threads; the event loop folds.
 Any failure after validation ends the process, since memory may then be ahead of the log; restarting it is always right.
 """
 

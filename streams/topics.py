@@ -104,8 +104,8 @@ def topic_ids(admin: AdminClient, space: Space) -> dict[str, str]:
 def _same_spec(space: Space, published: Published) -> None:
     if published.space.hash != space.hash:
         raise SpaceError(
-            f"space {space.name!r} was published with another spec (hash {published.space.hash.hex()}, not {space.hash.hex()}). Vectors of two "
-            "specs are never mixed: give the new one another name, such as "
+            f"space {space.name!r} was published with another spec (hash {published.space.hash.hex()}, not {space.hash.hex()}). Vectors of "
+            "two specs are never mixed: give the new one another name, such as "
             f"{space.name.rstrip('0123456789')}{_next_version(space.name)}, and create its topics"
         )
 
@@ -150,7 +150,8 @@ def _check_topics(admin: AdminClient, topics: Iterable[Topic]) -> None:
             value = configs[topic.name][key].value
             if key in ("cleanup.policy", "message.timestamp.type") and value != wanted:
                 problems.append(
-                    f"{topic.name} has {key}={value}, not {wanted}. Set it: kafka-configs.sh --alter --topic {topic.name} --add-config {key}={wanted}"
+                    f"{topic.name} has {key}={value}, not {wanted}. Set it: "
+                    f"kafka-configs.sh --alter --topic {topic.name} --add-config {key}={wanted}"
                 )
             if key == "max.message.bytes" and int(value) < int(wanted):
                 problems.append(f"{topic.name} has {key}={value}, less than {wanted}. Set it with kafka-configs.sh --alter")

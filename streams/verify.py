@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def recompute(space: Space, bootstrap: str, progressed: Callable[[int, int], Non
 
 def _frames(space: Space, bootstrap: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
     schema = parse_schema(json.loads((files("crossrep") / "schemas" / "frame.1.avsc").read_text()))
-    client = kafka.consumer(bootstrap, **{"enable.partition.eof": True})
+    client = kafka.consumer(bootstrap, config=kafka.ENDS)
     try:
         bounds = {n: kafka.watermarks(client, space.frames_topic, n) for n in range(space.partitions)}
         gone = {n: first for n, (first, _) in bounds.items() if first > 0}
@@ -144,7 +145,7 @@ def _is_sound(frame: dict[str, Any]) -> bool:
 
 def _keys(frame: dict[str, Any]) -> list[bytes]:
     offsets = np.frombuffer(frame["key_offsets"], "<i4").tolist()
-    return [frame["keys"][a:b] for a, b in zip(offsets, offsets[1:])]
+    return [frame["keys"][a:b] for a, b in pairwise(offsets)]
 
 
 def _columns(space: Space, frame: dict[str, Any]) -> Iterator[tuple[str, Column, Any, Any, Any, Any]]:
@@ -199,7 +200,7 @@ def _compare(view: LocalView, e: Expected) -> Verdict:
     wrong_counts = seen.counts != e.count[:n]
     different = wrong_counts.copy()
     worst_vector = worst_weight = 0.0
-    raw = view.get(ids, at=-np.inf)  # weights as they are recorded, not decayed to any later time
+    raw = view.get(ids, at=0.0)  # weights as they are recorded: no event is older than 1970, so none is decayed
     for name, values in raw.items():
         vector = e.vector[name]
         size = np.maximum(np.abs(vector).max(axis=1, initial=0.0), 1e-30)

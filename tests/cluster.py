@@ -138,7 +138,7 @@ class Load:
     """Random rows of users and items as another team's model would write them, and the true counts."""
 
     def __init__(self, space: Space, bootstrap: str, seed: int = 0):
-        self.space, self.counts = space, {entity: 0 for entity in space.entities}
+        self.space, self.counts = space, dict.fromkeys(space.entities, 0)
         self._producer = kafka.producer(bootstrap)
         self._random = np.random.default_rng(seed)
         self._time = 1.6e9

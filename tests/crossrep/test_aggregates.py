@@ -196,5 +196,3 @@ def test_counts_are_exact_beyond_float32() -> None:
     again = Aggregates(USER, 1)
     again.load(np.zeros(1, np.int32), record)
     assert again.count[0] == 3 * (2**40 + 1)
-
-

@@ -27,7 +27,10 @@ class Event:
 
 YEAR = 365 * 86400.0
 TIMES = st.one_of(
-    st.sampled_from([0.0, 1.7e9, 1.7e9 + 1e-3, 1.7e9 + 1, 1.7e9 + YEAR]), st.floats(0, 4e9), st.floats(1.7e9, 1.7e9 + 60), st.floats(0, 1e-6)
+    st.sampled_from([0.0, 1.7e9, 1.7e9 + 1e-3, 1.7e9 + 1, 1.7e9 + YEAR]),
+    st.floats(0, 4e9),
+    st.floats(1.7e9, 1.7e9 + 60),
+    st.floats(0, 1e-6),
 )
 WEIGHTS = st.one_of(st.just(1.0), st.floats(0.1, 10), st.floats(-100, 100).map(lambda e: 10.0**e))
 VALUES = st.one_of(st.floats(-10, 10, width=32), st.floats(-(2.0**127), 2.0**127, width=32))
@@ -141,7 +144,10 @@ def test_without_a_vector_the_weight_alone_decays() -> None:
 def test_a_hot_key_keeps_moving() -> None:
     """300,000 events of one key within its half-life: the mean is still exact, where a float32 state would long have frozen."""
     rng, n, half_life = np.random.default_rng(7), 300_000, 86400.0
-    times, vectors = 1.7e9 + np.sort(rng.random(n)) * 3600, (rng.standard_normal((n, DIM)) + np.linspace(0, 1, n)[:, None]).astype(np.float32)
+    times, vectors = (
+        1.7e9 + np.sort(rng.random(n)) * 3600,
+        (rng.standard_normal((n, DIM)) + np.linspace(0, 1, n)[:, None]).astype(np.float32),
+    )
     state = State()
     state.merge(np.zeros(n), vectors, np.ones(n), times, half_life)
     shares = np.exp2(-(np.longdouble(times.max()) - times.astype(np.longdouble)) / half_life)
@@ -151,7 +157,12 @@ def test_a_hot_key_keeps_moving() -> None:
 
 # --- latest ---
 
-TIED = st.builds(Event, st.sampled_from([0.0, 1.0, 1.7e9, 1.7e9 + 1]), st.just(1.0), st.tuples(*[st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.1, 256.5])] * DIM))
+TIED = st.builds(
+    Event,
+    st.sampled_from([0.0, 1.0, 1.7e9, 1.7e9 + 1]),
+    st.just(1.0),
+    st.tuples(*[st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.1, 256.5])] * DIM),
+)
 
 
 def latest(events: list[Event], present: list[bool] | None = None) -> tuple[bytes, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 import tracemalloc
@@ -51,7 +52,14 @@ def assert_same(sent: Rows, got: Rows, dtype: str) -> None:
             assert np.array_equal(other.weights[here], column.weights[here])
 
 
-@given(IDS, st.integers(0, 2**32 - 1), st.sampled_from(["user", "item"]), st.booleans(), st.sampled_from(["float16", "float32"]), st.integers(1, 7))
+@given(
+    IDS,
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["user", "item"]),
+    st.booleans(),
+    st.sampled_from(["float16", "float32"]),
+    st.integers(1, 7),
+)
 def test_what_is_encoded_is_decoded(ids: list[bytes], seed: int, entity: str, combined: bool, dtype: str, max_rows: int) -> None:
     sent = rows_of(ids, seed, entity, combined)
     partitions = sent.keys.partitions(4)
@@ -108,7 +116,7 @@ def test_plain_avro_reads_a_frame() -> None:
     frame = fastavro.schemaless_reader(BytesIO(sent[10:]), schema, None)
     got = frames.decode(SPACE, sent)
     ends = struct.unpack(f"<{frame['rows'] + 1}i", frame["key_offsets"])
-    assert [frame["keys"][a:b] for a, b in zip(ends, ends[1:])] == got.keys.tolist()
+    assert [frame["keys"][a:b] for a, b in itertools.pairwise(ends)] == got.keys.tolist()
     assert list(struct.unpack(f"<{frame['rows']}d", frame["times"])) == got.times.tolist()
     column = next(c for c in frame["columns"] if c["name"] == "ur")
     block = frame["vectors"][column["vectors"]]
@@ -119,12 +127,20 @@ def test_plain_avro_reads_a_frame() -> None:
 # --- what encode refuses ---
 
 
-@pytest.mark.parametrize(("dtype", "wrong"), [("float16", 65520.0), ("float16", -7e4), ("float16", np.nan), ("float32", np.inf), ("float32", np.nan)])
+@pytest.mark.parametrize(
+    ("dtype", "wrong"), [("float16", 65520.0), ("float16", -7e4), ("float16", np.nan), ("float32", np.inf), ("float32", np.nan)]
+)
 def test_a_vector_that_does_not_fit_the_wire_is_named(dtype: str, wrong: float) -> None:
     rows = rows_of([b"a", b"b", b"c"], 1)
     vectors = rows.columns["cr"].vectors.copy()
     vectors[1, 2] = wrong
-    broken = Rows("user", rows.keys, rows.times, rows.counts, {**rows.columns, "cr": ColumnRows(vectors, *list(vars(rows.columns["cr"]).values())[1:])})
+    broken = Rows(
+        "user",
+        rows.keys,
+        rows.times,
+        rows.counts,
+        {**rows.columns, "cr": ColumnRows(vectors, *list(vars(rows.columns["cr"]).values())[1:])},
+    )
     with pytest.raises(BadFrame, match=rf"cr of row \d is not finite in {dtype}") as caught:
         list(frames.encode(SPACES[dtype], broken))
     assert caught.value.reason == "vector"
@@ -133,7 +149,9 @@ def test_a_vector_that_does_not_fit_the_wire_is_named(dtype: str, wrong: float) 
 def test_the_greatest_halves_pass() -> None:
     rows = rows_of([b"a"], 1)
     top = np.full((1, 4), 65504.0, np.float32)
-    fits = Rows("user", rows.keys, rows.times, rows.counts, {**rows.columns, "cr": ColumnRows(top, np.ones(1), rows.times, np.ones(1, np.bool_))})
+    fits = Rows(
+        "user", rows.keys, rows.times, rows.counts, {**rows.columns, "cr": ColumnRows(top, np.ones(1), rows.times, np.ones(1, np.bool_))}
+    )
     ((_, value),) = frames.encode(SPACES["float16"], fits)
     assert (frames.decode(SPACES["float16"], value).columns["cr"].vectors == 65504.0).all()
 
@@ -370,7 +388,16 @@ def test_every_single_byte_changed() -> None:
             survives(value[:place] + bytes([byte]) + value[place + 1 :])
 
 
-LONGS = [b"\xff\xff\xff\xff\x0f", b"\xfe\xff\xff\xff\x0f", b"\xff" * 9 + b"\x01", b"\xfe" + b"\xff" * 8 + b"\x01", b"\xff" * 20, b"\x80" * 12 + b"\x01", b"\x01", b"\x80\x80\x40"]
+LONGS = [
+    b"\xff\xff\xff\xff\x0f",
+    b"\xfe\xff\xff\xff\x0f",
+    b"\xff" * 9 + b"\x01",
+    b"\xfe" + b"\xff" * 8 + b"\x01",
+    b"\xff" * 20,
+    b"\x80" * 12 + b"\x01",
+    b"\x01",
+    b"\x80\x80\x40",
+]
 
 
 def test_random_damage_costs_the_frame_alone() -> None:

@@ -67,7 +67,8 @@ def test_keys_of_strings_integers_and_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "said"), [(["a", ""], r"'' at 1 has 0 bytes"), (["x" * 65], "at 0 has 65"), (["a", "ü" * 33, ""], "at 1 has 66"), ([b""], "0 bytes")]
+    ("ids", "said"),
+    [(["a", ""], r"'' at 1 has 0 bytes"), (["x" * 65], "at 0 has 65"), (["a", "ü" * 33, ""], "at 1 has 66"), ([b""], "0 bytes")],
 )
 def test_ids_of_a_wrong_length_are_named(ids: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -83,7 +84,12 @@ def test_take_gives_the_rows_in_that_order(ids: list[bytes], data: st.DataObject
 
 
 # 64-byte keys that differ only at an end, short ones, and ones that are prefixes of others.
-POOL = [b"%d" % i for i in range(60)] + [b"a" * 63 + bytes([i]) for i in range(20)] + [bytes([i]) + b"b" * 63 for i in range(20)] + [b"c" * i for i in range(1, 64)]
+POOL = (
+    [b"%d" % i for i in range(60)]
+    + [b"a" * 63 + bytes([i]) for i in range(20)]
+    + [bytes([i]) + b"b" * 63 for i in range(20)]
+    + [b"c" * i for i in range(1, 64)]
+)
 BATCH = st.lists(st.sampled_from(POOL), max_size=24)
 
 

@@ -155,7 +155,9 @@ def test_a_foreign_header_is_named() -> None:
         assert caught.value.reason == "schema"
 
 
-@pytest.mark.parametrize(("old", "new"), [('half_life = "3d"', 'half_life = "4d"'), ("click = 4.0", "click = 5.0"), ('"test-1"', '"test-2"')])
+@pytest.mark.parametrize(
+    ("old", "new"), [('half_life = "3d"', 'half_life = "4d"'), ("click = 4.0", "click = 5.0"), ('"test-1"', '"test-2"')]
+)
 def test_records_of_two_specs_never_have_the_same_header(old: str, new: str) -> None:
     toml = TOML.replace("VECTORS", "float32")
     assert RecordLayout(Space.parse(toml.replace(old, new)), "user").header != USER.header

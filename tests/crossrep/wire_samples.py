@@ -60,7 +60,9 @@ def space(vectors: str = "float32") -> Space:
     return Space.parse(TOML.replace("VECTORS", vectors))
 
 
-def raw_rows(declared: Space, entity: str, ids: list[bytes], rng: np.random.Generator, start: float = 1.7e9, spread: float = 86400.0) -> Rows:
+def raw_rows(
+    declared: Space, entity: str, ids: list[bytes], rng: np.random.Generator, start: float = 1.7e9, spread: float = 86400.0
+) -> Rows:
     """One row an id, as an inference worker would write them: vectors of one source are one array, clicks are present in some rows."""
     n = len(ids)
     times = start + np.round(rng.random(n) * spread, rng.integers(0, 4))

@@ -1,0 +1,86 @@
+"""Features of users and items, followed from their compacted topics and encoded once an update, ready for a model's batch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrep.errors import BadRecord
+from crossrep.follow import Follower
+from crossrep.keys import MISSING, KeyIndex, Keys
+from models.upstream import UpstreamModel
+from schemas import codec
+
+log = logging.getLogger(__name__)
+
+
+class FeatureView:
+    """The encoded features of every user or item.
+
+    A feature record that cannot be read is skipped: what was known before stays, and `skipped` counts it.
+
+    Args:
+        kind: "user" or "item".
+    """
+
+    def __init__(self, kind: str, topic: str, model: UpstreamModel, bootstrap: str):
+        self.kind, self.skipped = kind, 0
+        self._model = model
+        self._codec = codec(f"{kind}_features")
+        self._lock = threading.Lock()
+        self._index = KeyIndex(1024)
+        self._table = np.zeros((1024, len(model.features[kind])), np.int32)
+        self._follower = Follower(topic, self._apply, bootstrap)
+
+    def rows(self, ids: Sequence[str]) -> NDArray[np.int32]:
+        """Encoded features of n ids, int32 [n, F]; an id never seen gets what the model makes of an unknown one."""
+        with self._lock:
+            slots = self._index.find(Keys.of(ids))
+            rows = self._table[np.maximum(slots, 0)]
+        unknown = np.flatnonzero(slots == MISSING).tolist()
+        if unknown:
+            rows[unknown] = self._model.encode(self.kind, [ids[i] for i in unknown], [{}] * len(unknown))
+        return rows
+
+    def __len__(self) -> int:
+        return self._index.size
+
+    @property
+    def caught_up(self) -> bool:
+        return self._follower.caught_up
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until everything published so far is here. Raises TimeoutError."""
+        self._follower.wait(timeout)
+
+    def close(self) -> None:
+        self._follower.close()
+
+    def _apply(self, names: list[bytes], values: list[bytes | None]) -> None:
+        known: dict[bytes, tuple[str, dict[str, object]]] = {}
+        for name, value in zip(names, values):
+            try:
+                record = self._codec.decode(value)
+                key = record[f"{self.kind}_id"].encode()
+                Keys.of([key])
+                known[key] = (record[f"{self.kind}_id"], record["values"])
+            except (BadRecord, ValueError) as error:
+                self.skipped += 1
+                log.warning("%s features under key %r are skipped: %s", self.kind, name, error)
+        if not known:
+            return
+        encoded = self._model.encode(self.kind, [id for id, _ in known.values()], [row for _, row in known.values()])
+        keys = Keys.of(list(known))
+        with self._lock:
+            slots = self._index.find(keys)
+            wanted = self._index.size + int(np.count_nonzero(slots == MISSING))
+            if wanted > self._index.capacity:
+                capacity = max(2 * self._index.capacity, wanted)
+                self._index.grow(capacity)
+                self._table = np.concatenate([self._table, np.zeros((capacity - len(self._table), self._table.shape[1]), np.int32)])
+            self._index.insert(keys, slots)
+            self._table[slots] = encoded

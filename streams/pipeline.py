@@ -1,0 +1,271 @@
+"""Consume, turn into rows, write frames: exactly once, one Kafka transaction a batch. `infer` and `frame` differ only in their transform.
+
+    consume a batch → transform (main thread) → begin, produce frames and dead letters, send offsets, commit (committer thread)
+
+The main thread computes the next batch while the last one commits. What keeps it exact:
+
+- A transaction is begun only when all outputs are ready: an open one stalls every read_committed reader of its partitions.
+- Group metadata is taken with the batch, right after it was consumed: a worker that lost its partitions meanwhile cannot commit them.
+- Batches commit in the order they were consumed. Before partitions go, the batch under way is finished; after a failed commit everything
+  not committed is dropped and read again.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from numpy.typing import NDArray
+
+from crossrep import frames, kafka
+from crossrep.aggregates import combine
+from crossrep.errors import BadFrame, BadRecord, CrossrepError, StateError
+from crossrep.rows import Rows
+from crossrep.spec import Space
+from state import dead_letters, faults
+
+log = logging.getLogger(__name__)
+
+TRANSACTION_TIMEOUT = 5.0  # seconds a dead worker's open transaction can stall readers
+RETRY_FOR = 60.0  # seconds a commit waits for a broker that is away
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an operator chooses."""
+
+    name: str  # stable name of this worker: transactional id and group membership
+    port: int  # of /ready and /metrics
+    max_batch: int = 1024  # messages
+    max_delay: float = 0.02  # seconds the first message of a batch may wait for others
+    combine: bool = True  # merge rows of one key inside a batch
+    session_timeout: float = 10.0
+
+
+@dataclass
+class Stats:
+    """Counters since the process started, for metrics."""
+
+    messages: int = 0
+    batches: int = 0
+    rows: int = 0
+    frames: int = 0
+    dead_letters: int = 0
+    retried_batches: int = 0
+    transform_seconds: float = 0.0
+    commit_seconds: float = 0.0
+
+
+@dataclass
+class Output:
+    """What a transform makes of a batch."""
+
+    rows: list[Rows] = field(default_factory=list)
+    refused: list[tuple[Message, BadRecord]] = field(default_factory=list)
+
+
+Transform = Callable[[Sequence[Message]], Output]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    frames: list[tuple[int, bytes]]
+    dead_letters: list[bytes]
+    offsets: list[TopicPartition]  # next offset per partition
+    group: Any  # the group's metadata as it was when the batch was consumed
+
+
+class Pipeline:
+    """One worker process: a member of `group` reading `inputs`, writing the frames of `space`."""
+
+    def __init__(self, space: Space, bootstrap: str, group: str, inputs: list[str], transform: Transform, options: Options):
+        self.space, self.options, self.stats = space, options, Stats()
+        self.assigned: list[TopicPartition] | None = None  # None until the first assignment
+        self._inputs = inputs
+        self._transform = transform
+        self._stop = threading.Event()
+        self._commits = ThreadPoolExecutor(1, "commit")
+        self._under_way: Future[None] | None = None
+        self._producer: Producer = kafka.transactional_producer(bootstrap, f"{group}.{options.name}", TRANSACTION_TIMEOUT)
+        self._consumer: Consumer = kafka.consumer(
+            bootstrap,
+            group,
+            {
+                "group.instance.id": options.name,
+                "session.timeout.ms": int(options.session_timeout * 1000),
+                "heartbeat.interval.ms": int(options.session_timeout * 200),
+                "queued.min.messages": max(10_000, 2 * options.max_batch),
+            },
+        )
+
+    @property
+    def ready(self) -> bool:
+        return self.assigned is not None
+
+    def stop(self, *_: Any) -> None:
+        """Finish the batch under way and return from `run`. Also a signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Work until stopped.
+
+        Raises:
+            CrossrepError: another worker of this name took over, or the cluster was away for too long. Nothing is lost: start again.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.stop)
+        _retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))
+        self._consumer.subscribe(self._inputs, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        while not self._stop.is_set():
+            messages = self._consume()
+            if messages:
+                # Taken now, not later: should the group go on without us, this batch must not be committed with the new generation.
+                group = self._consumer.consumer_group_metadata()
+                faults.point("infer.consumed")
+                batch = self._compute(messages, group)
+                faults.point("infer.computed")
+                if self._finish():  # else this batch was consumed behind one that must come first, and is read again with it
+                    self._under_way = self._commits.submit(self._commit, batch)
+            elif self._under_way is not None and self._under_way.done():
+                self._finish()
+        self._finish()
+        self._consumer.close()
+        log.info("stopped: everything consumed is committed")
+
+    def _consume(self) -> list[Message]:
+        messages = []
+        for message in self._consumer.consume(self.options.max_batch, self.options.max_delay):
+            if message.error() is None:
+                messages.append(message)
+            elif message.error().fatal() or message.error().name() in ("_AUTO_OFFSET_RESET", "UNKNOWN_TOPIC_OR_PART"):
+                raise CrossrepError(f"reading {message.topic()}[{message.partition()}]: {message.error().str()}")
+            elif not message.error().retriable():
+                log.warning("reading %s: %s", message.topic(), message.error().str())
+        return messages
+
+    def _compute(self, messages: list[Message], group: Any) -> _Batch:
+        started = time.monotonic()
+        output = self._transform(messages)
+        encoded: list[tuple[int, bytes]] = []
+        for rows in output.rows:
+            encoded += frames.encode(self.space, combine(self.space, rows) if self.options.combine else rows)
+        letters = [dead_letters.encode(m.topic(), m.partition(), m.offset(), m.key(), m.value(), error) for m, error in output.refused]
+        for message, error in output.refused[:3]:
+            log.warning("%s[%d]@%d is a dead letter: %s", message.topic(), message.partition(), message.offset(), error)
+        nexts: dict[tuple[str, int], int] = {}
+        for message in messages:
+            nexts[message.topic(), message.partition()] = message.offset() + 1
+        self.stats.messages += len(messages)
+        self.stats.batches += 1
+        self.stats.rows += sum(map(len, output.rows))
+        self.stats.frames += len(encoded)
+        self.stats.dead_letters += len(letters)
+        self.stats.transform_seconds += time.monotonic() - started
+        return _Batch(encoded, letters, [TopicPartition(t, p, o) for (t, p), o in nexts.items()], group)
+
+    # --- committing, in the committer's thread ---
+
+    def _commit(self, batch: _Batch) -> None:
+        started = time.monotonic()
+        producer = self._producer
+        producer.begin_transaction()
+        faults.point("infer.begun")
+        for partition, frame in batch.frames:
+            producer.produce(self.space.frames_topic, frame, partition=partition)
+        for letter in batch.dead_letters:
+            producer.produce(self.space.dead_letters_topic, letter)
+        faults.point("infer.produced")
+        _retried(lambda: producer.send_offsets_to_transaction(batch.offsets, batch.group))
+        faults.point("infer.offsets")
+        _retried(producer.commit_transaction)
+        faults.point("infer.committed")
+        self.stats.commit_seconds += time.monotonic() - started
+
+    def _finish(self) -> bool:
+        """Wait for the commit under way. If it failed, go back to what is committed and return False."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is None:
+            return True
+        try:
+            under_way.result()
+            return True
+        except KafkaException as error:
+            problem = error.args[0]
+            if problem.fatal() or not problem.txn_requires_abort():
+                raise CrossrepError(
+                    f"worker {self.options.name!r} cannot go on: {problem.str()}. Nothing is lost; if another worker runs under this name, "
+                    "give one of them another --name, then start this one again"
+                ) from error
+            log.warning("a batch is dropped and read again: %s", problem.str())
+            _retried(lambda: self._producer.abort_transaction(kafka.REQUEST_TIMEOUT))
+            self.stats.retried_batches += 1
+            if self.assigned is not None:
+                self._consumer.assign(self._positions(self._consumer, self.assigned))
+            return False
+
+    # --- membership, in the main thread, inside consume() ---
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.assigned = partitions
+        consumer.assign(self._positions(consumer, partitions))
+        log.info("assigned %s", ", ".join(f"{p.topic}[{p.partition}]" for p in partitions) or "nothing")
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.assigned = None
+        self._finish()
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.assigned = None
+        self._finish()
+
+    def _positions(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """The committed offsets; the beginning where nothing was ever committed.
+
+        Raises:
+            StateError: retention deleted messages before they were consumed. Never a silent jump.
+        """
+        positions = []
+        for part in consumer.committed(partitions, timeout=kafka.REQUEST_TIMEOUT) if partitions else []:
+            first, _ = kafka.watermarks(consumer, part.topic, part.partition)
+            if 0 <= part.offset < first:
+                raise StateError(
+                    f"{part.topic}[{part.partition}] begins at {first}, but the next to consume is {part.offset}: messages were deleted "
+                    "before they were consumed. To accept the gap: kafka-consumer-groups.sh --reset-offsets --to-earliest for this group"
+                )
+            positions.append(TopicPartition(part.topic, part.partition, part.offset if part.offset >= 0 else first))
+        return positions
+
+
+def split_finite(
+    space: Space, messages: Sequence[Message], sources: dict[str, NDArray[np.float32]]
+) -> tuple[NDArray[np.bool_], list[tuple[Message, BadRecord]]]:
+    """Which rows of a batch can be written (bool [n]), and a refusal for each that cannot: not finite in the space's vector type."""
+    limit = np.finfo(space.vectors).max
+    good = np.ones(len(messages), np.bool_)
+    refused: list[tuple[Message, BadRecord]] = []
+    for name, array in sources.items():
+        for row in np.flatnonzero(good & ~(np.abs(array) <= limit).all(axis=1)).tolist():
+            good[row] = False
+            refused.append((messages[row], BadFrame("vector", f"{name} is not finite in {space.vectors}")))
+    return good, refused
+
+
+def _retried(call: Callable[[], Any]) -> None:
+    """Repeat a transactional call while librdkafka says that repeating is right."""
+    deadline = time.monotonic() + RETRY_FOR
+    while True:
+        try:
+            call()
+            return
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

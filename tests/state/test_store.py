@@ -1,0 +1,255 @@
+"""RocksDB as a cache: what cannot be trusted is dropped, and what is kept is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from state import store as store_module
+from state.store import Memory, Meta, Store, open_store
+
+MEMORY = Memory.of(16 << 20)
+EXPECTED = Meta("0123456789abcdef", {"frames.s": "f1", "representations.user.s": "u1", "representations.item.s": "i1"})
+BOUNDS = {"user": (3, 1000), "item": (5, 1000)}
+DAY = 86_400.0
+
+
+def opened(folder: Path, expected: Meta = EXPECTED, bounds: dict[str, tuple[int, int]] = BOUNDS, kept: float = DAY) -> Store:
+    return open_store(folder, expected, bounds, MEMORY, kept)
+
+
+def filled(folder: Path) -> Path:
+    """A closed store of 20 batches: key <batch>-<i> of users holds the batch's number and noise, key "last" the last batch's number."""
+    store = opened(folder)
+    noise = os.urandom(100)
+    for batch in range(20):
+        keys = [b"%d-%d" % (batch, i) for i in range(100)]
+        values = [b"%d|" % batch + noise] * 100
+        store.write(
+            {"user": ([*keys, b"last"], [*values, b"%d" % batch]), "item": ([b"last"], [b"%d" % batch])}, {"user": 101 * batch // 5}, batch
+        )
+    store._db.flush()
+    store.close()
+    return folder
+
+
+def assert_empty(store: Store) -> None:
+    assert store.get("user", [b"0-0", b"last"]) == [None, None]
+    assert store.meta.progress == -1
+    assert store.meta.changelog == {"user": 3, "item": 5}
+    assert (store.meta.space_hash, store.meta.topic_ids) == (EXPECTED.space_hash, EXPECTED.topic_ids)
+
+
+def assert_whole(store: Store) -> None:
+    keys = [b"%d-%d" % (batch, i) for batch in range(20) for i in range(100)]
+    assert [value and value.split(b"|")[0] for value in store.get("user", keys)] == [key.split(b"-")[0] for key in keys]
+    assert store.meta.progress == 19
+
+
+def test_a_new_store_is_empty_and_starts_where_the_changelog_does(tmp_path: Path) -> None:
+    store = opened(tmp_path / "deep" / "down" / "store")
+    assert_empty(store)
+    store.close()
+
+
+def test_what_is_written_is_read_and_deleted(tmp_path: Path) -> None:
+    store = opened(tmp_path / "s")
+    store.write({"user": ([b"a", b"b"], [b"1", b"2"]), "item": ([b"a"], [b"3"])}, {"user": 12}, 7)
+    assert store.get("user", [b"b", b"nobody", b"a", b"a"]) == [b"2", None, b"1", b"1"]
+    assert store.get("item", [b"a", b"b"]) == [b"3", None]
+    assert store.get("user", []) == []
+    store.write({"user": ([b"a", b"never"], [b"", b""])}, {}, 8)
+    assert store.get("user", [b"a", b"b"]) == [None, b"2"]
+    assert store.get("item", [b"a"]) == [b"3"]
+    store.close()
+
+
+def test_entities_with_confusable_keys_are_kept_apart(tmp_path: Path) -> None:
+    store = opened(tmp_path / "s")
+    store.write({"user": ([b"\x01a", b"\xffmeta"], [b"1", b"2"]), "item": ([b"a", b"\xffmeta"], [b"3", b"4"])}, {}, 0)
+    assert store.get("user", [b"\x01a", b"a", b"\xffmeta"]) == [b"1", None, b"2"]
+    assert store.get("item", [b"\x01a", b"a", b"\xffmeta"]) == [None, b"3", b"4"]
+    store.close()
+    again = opened(tmp_path / "s")
+    assert again.meta.progress == 0
+    again.close()
+
+
+def test_keys_and_values_of_different_number_write_nothing(tmp_path: Path) -> None:
+    store = opened(tmp_path / "s")
+    with pytest.raises(ValueError, match="zip"):
+        store.write({"user": ([b"a", b"b"], [b"1"])}, {"user": 9}, 9)
+    assert store.get("user", [b"a"]) == [None]
+    assert store.meta.progress == -1
+    store.close()
+
+
+def test_a_trusted_store_is_kept(tmp_path: Path) -> None:
+    store = opened(filled(tmp_path / "s"))
+    assert_whole(store)
+    assert store.meta.changelog == {"user": 101 * 19 // 5, "item": 5}
+    assert store.get("item", [b"last"]) == [b"19"]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"expected": Meta("fedcba9876543210", EXPECTED.topic_ids)},
+        {"expected": Meta(EXPECTED.space_hash, {**EXPECTED.topic_ids, "frames.s": "f2"})},
+        {"expected": Meta(EXPECTED.space_hash, {**EXPECTED.topic_ids, "representations.item.s": "i2"})},
+        {"bounds": {"user": (3, 382), "item": (5, 1000)}},
+    ],
+    ids=["spec", "frames topic", "changelog topic", "ahead of the changelog"],
+)
+def test_what_belongs_to_something_else_is_dropped(tmp_path: Path, other: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    folder = filled(tmp_path / "s")
+    store = opened(folder, **other)
+    assert store.get("user", [b"0-0", b"last"]) == [None, None]
+    assert store.meta.progress == -1
+    assert store.meta.space_hash == other.get("expected", EXPECTED).space_hash
+    assert "will be rebuilt from the changelog" in caplog.text
+    store.close()
+    again = opened(folder, **other)  # and stays dropped: the new one is trusted
+    assert again.meta.progress == -1
+    again.close()
+
+
+def test_a_store_at_the_very_end_of_the_changelog_is_kept(tmp_path: Path) -> None:
+    store = opened(filled(tmp_path / "s"), bounds={"user": (3, 383), "item": (5, 5)})
+    assert store.meta.progress == 19
+    store.close()
+
+
+def test_a_store_older_than_the_tombstones_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, now = filled(tmp_path / "s"), time.time()
+    monkeypatch.setattr(store_module.time, "time", lambda: now + DAY - 60)
+    kept = opened(folder)
+    assert kept.meta.progress == 19
+    kept.close()
+    monkeypatch.setattr(store_module.time, "time", lambda: now + DAY + 60)
+    dropped = opened(folder)
+    assert_empty(dropped)
+    dropped.close()
+
+
+# --- damage ---
+
+
+def flip(path: Path, start: int, length: int = 64) -> None:
+    data = bytearray(path.read_bytes())
+    for i in range(start, min(start + length, len(data))):
+        data[i] ^= 0x5A
+    path.write_bytes(data)
+
+
+def truncate(path: Path, share: float) -> None:
+    os.truncate(path, int(path.stat().st_size * share))
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "CURRENT garbled": lambda f: (f / "CURRENT").write_bytes(b"garbage"),
+    "CURRENT empty": lambda f: (f / "CURRENT").write_bytes(b""),
+    "CURRENT names a missing manifest": lambda f: (f / "CURRENT").write_bytes(b"MANIFEST-999999\n"),
+    "MANIFEST garbled": lambda f: flip(next(f.glob("MANIFEST-*")), 20, 1000),
+    "MANIFEST cut": lambda f: truncate(next(f.glob("MANIFEST-*")), 0.3),
+    "MANIFEST missing": lambda f: next(f.glob("MANIFEST-*")).unlink(),
+    "SST missing": lambda f: next(f.glob("*.sst")).unlink(),
+    "SST cut": lambda f: truncate(next(f.glob("*.sst")), 0.5),
+    "SST empty": lambda f: truncate(next(f.glob("*.sst")), 0),
+    "SST footer garbled": lambda f: flip(next(f.glob("*.sst")), next(f.glob("*.sst")).stat().st_size - 60),
+    "SST index or filter garbled": lambda f: flip(next(f.glob("*.sst")), int(next(f.glob("*.sst")).stat().st_size * 0.985), 2000),
+    "SST data garbled": lambda f: flip(next(f.glob("*.sst")), next(f.glob("*.sst")).stat().st_size // 3),
+    "SST data zeroed": lambda f: next(f.glob("*.sst")).open("r+b").write(bytes(9000)),
+    "not a database": lambda f: [p.unlink() for p in f.iterdir() if p.name != "LOCK"] and (f / "CURRENT").write_text("x"),
+    "a file in its place": lambda f: (shutil.rmtree(f), f.write_text("x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_dropped_at_the_latest_on_the_restart_after_it_failed(tmp_path: Path, damage: str) -> None:
+    """A process may die of a checksum once. If it starts again and dies of it again, it never recovers: a crash loop."""
+    folder = filled(tmp_path / "s")
+    DAMAGE[damage](folder)
+    for _start in range(2):
+        store = opened(folder)
+        try:
+            assert_empty(store) if store.meta.progress == -1 else assert_whole(store)
+            store.write({"user": ([b"new"], [b"1"])}, {}, 30)
+            assert store.get("user", [b"new"]) == [b"1"]
+            return
+        except AssertionError:
+            raise
+        except Exception as error:  # what ends the process
+            failure = error
+        finally:
+            store.close()
+    pytest.fail(f"dies again after a restart: {failure}")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.33, 0.5, 0.77, 0.95, 0.9999, 1.0])
+@pytest.mark.parametrize("damaging", ["cut", "garbled"])
+def test_a_torn_write_ahead_log_gives_an_earlier_but_true_state(tmp_path: Path, share: float, damaging: str) -> None:
+    """Power lost: batches at the end may be gone, but then progress says so."""
+    store = opened(tmp_path / "live")
+    for batch in range(30):
+        store.write(
+            {"user": ([b"a", b"%d" % batch], [b"%d" % batch, b"x" * 500]), "item": ([b"a"], [b"%d" % batch])}, {"user": batch}, batch
+        )
+    shutil.copytree(tmp_path / "live", tmp_path / "s", ignore=shutil.ignore_patterns("LOCK"))
+    store.close()
+    wal = max((tmp_path / "s").glob("*.log"), key=lambda path: path.stat().st_size)
+    if damaging == "cut":
+        truncate(wal, share)
+    else:
+        flip(wal, int(wal.stat().st_size * share))
+    torn = opened(tmp_path / "s")
+    progress = torn.meta.progress
+    expected = None if progress == -1 else b"%d" % progress
+    assert torn.get("user", [b"a"]) == torn.get("item", [b"a"]) == [expected]
+    assert [value is not None for value in torn.get("user", [b"%d" % i for i in range(30)])] == [i <= progress for i in range(30)]
+    assert torn.meta.changelog["user"] == (progress if progress >= 0 else 3)
+    if share == 1.0:
+        assert progress == 29
+    torn.close()
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        b"not json",
+        b"{}",
+        b"[]",
+        b'{"space_hash": 1, "more": 2}',
+        b"\xff",
+        json.dumps({**vars(EXPECTED), "changelog": {"user": 3}}).encode(),
+    ],
+)
+def test_garbled_progress_is_dropped(tmp_path: Path, meta: bytes) -> None:
+    folder = filled(tmp_path / "s")
+    store = opened(folder)
+    store._db[store_module._META] = meta
+    store.close()
+    again = opened(folder)
+    assert_empty(again)
+    again.close()
+
+
+def test_a_store_in_use_is_not_dropped_under_its_owner(tmp_path: Path) -> None:
+    """A lock held means that the owner lives (a stopped process that wakes up, say): an error, never a reason to delete its files."""
+    folder = filled(tmp_path / "s")
+    store = opened(folder)
+    with pytest.raises(Exception, match=r"(?i)lock"):
+        opened(folder).close()
+    assert_whole(store)
+    store.close()
+    again = opened(folder)
+    assert_whole(again)
+    again.close()
