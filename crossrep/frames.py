@@ -16,10 +16,12 @@ from crossrep.keys import Keys
 from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import MAX_KEY_BYTES, Entity, Space
 
-MAX_ROWS = 4096  # rows a frame we write; keeps messages below 1 MiB at 64 dims
+MAX_ROWS = 4096  # rows a frame we write
+MAX_BYTES = 900_000  # a frame we write: brokers take 1 MiB unless told otherwise
 ROWS_LIMIT = 65536  # rows a frame we read
 CLOCK_SKEW = 300.0  # seconds an event may lie after the broker's append time
-WEIGHT_LIMIT = 1e100  # so that no sum of weights overflows
+WEIGHT_LIMIT = 1e100  # of a row, so that no sum of weights overflows
+EVENT_WEIGHT_LIMIT = 1e50  # of one event, so that no combined row is over the limit
 
 CODEC = Codec.load(files("crossrep") / "schemas", "frame")
 
@@ -32,6 +34,7 @@ def encode(space: Space, rows: Rows, max_rows: int = MAX_ROWS) -> Iterator[tuple
     """
     if not len(rows):
         return
+    max_rows = max(1, min(max_rows, MAX_BYTES // _most_bytes(space, rows)))
     partitions = rows.keys.partitions(space.partitions)
     order = np.argsort(partitions, kind="stable")
     ends = np.cumsum(np.bincount(partitions, minlength=space.partitions))
@@ -40,14 +43,21 @@ def encode(space: Space, rows: Rows, max_rows: int = MAX_ROWS) -> Iterator[tuple
             yield partition, _encode_one(space, rows.take(order[first : min(first + max_rows, end)]))
 
 
+def _most_bytes(space: Space, rows: Rows) -> int:
+    """Bytes of one row at most."""
+    dims = {id(column.vectors): column.vectors.shape[1] for column in rows.columns.values()}
+    vector_bytes: int = sum(dims.values()) * np.dtype(space.vectors).itemsize
+    return MAX_KEY_BYTES + 20 + 17 * len(rows.columns) + vector_bytes
+
+
 def _encode_one(space: Space, rows: Rows) -> bytes:
-    blocks: dict[int, int] = {}  # the address of a vector array -> its index: columns of one source share it
+    blocks: dict[int, int] = {}  # the identity of a vector array -> its index: columns of one source share it
     vectors: list[dict[str, Any]] = []
     columns: list[dict[str, Any]] = []
     for name, column in rows.columns.items():
         index = -1
         if column.vectors.shape[1]:
-            index = blocks.setdefault(column.vectors.ctypes.data, len(vectors))
+            index = blocks.setdefault(id(column.vectors), len(vectors))
             if index == len(vectors):
                 vectors.append({"dtype": space.vectors, "dim": column.vectors.shape[1], "values": _narrow(column.vectors, space, name)})
         columns.append(
@@ -83,14 +93,15 @@ def _narrow(vectors: NDArray[np.float32], space: Space, name: str) -> bytes:
     return narrow.tobytes()
 
 
-def decode(space: Space, value: bytes | None, append_time: float = np.inf) -> Rows:
+def decode(space: Space, value: bytes | None, append_time: float = np.inf, partition: int | None = None) -> Rows:
     """The rows of one frame, validated whole: whatever passes can be folded without a further check.
 
     Args:
         append_time: the broker's time of the message, seconds since 1970; times more than five minutes later are refused.
+        partition: where the message lay; keys of other partitions are refused, since two owners would each keep a part of their state.
 
     Raises:
-        BadFrame: with a reason: empty, schema, undecodable, spec, entity, length, key, time, weight, count, vector.
+        BadFrame: with a reason: empty, schema, undecodable, spec, entity, length, key, partition, time, weight, count, vector.
     """
     try:
         frame = CODEC.decode(value)
@@ -114,7 +125,7 @@ def decode(space: Space, value: bytes | None, append_time: float = np.inf) -> Ro
     if set(given) != set(entity.columns) or len(frame["columns"]) != len(given):
         raise BadFrame("length", f"columns {[c['name'] for c in frame['columns']]}, not {list(entity.columns)}")
     columns = {name: _decode_column(given[name], name, entity, times, blocks, append_time) for name in entity.columns}
-    return Rows(frame["entity"], _decode_keys(frame, n), times, counts, columns)
+    return Rows(frame["entity"], _decode_keys(frame, n, space.partitions, partition), times, counts, columns)
 
 
 def _array(data: bytes, dtype: type, n: int, name: str) -> NDArray[Any]:
@@ -131,12 +142,19 @@ def _check_times(times: NDArray[np.float64], append_time: float, name: str) -> N
         )
 
 
-def _decode_keys(frame: dict[str, Any], n: int) -> Keys:
+def _decode_keys(frame: dict[str, Any], n: int, partitions: int, partition: int | None) -> Keys:
     data, offsets = np.frombuffer(frame["keys"], np.uint8), _array(frame["key_offsets"], np.int32, n + 1, "key_offsets")
     lengths = np.diff(offsets)
     if offsets[0] != 0 or offsets[-1] != len(data) or lengths.min() < 1 or lengths.max() > MAX_KEY_BYTES:
         raise BadFrame("key", f"key_offsets must rise from 0 to {len(data)} in steps of 1 to {MAX_KEY_BYTES} bytes")
-    return Keys(data, offsets)
+    keys = Keys(data, offsets)
+    if partition is not None:
+        foreign = np.flatnonzero(keys.partitions(partitions) != partition)
+        if len(foreign):
+            raise BadFrame(
+                "partition", f"key of row {foreign[0]} belongs to another partition than {partition}"
+            )
+    return keys
 
 
 def _decode_vectors(block: dict[str, Any], n: int, index: int) -> NDArray[np.float32]:

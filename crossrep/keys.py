@@ -84,11 +84,17 @@ class KeyIndex:
     def insert(self, keys: Keys, slots: NDArray[np.int32]) -> NDArray[np.int64]:
         """Give every key that is MISSING in `slots` a slot, in place; a key that occurs twice gets one slot.
 
-        Returns the rows whose keys are new. The caller makes room first: `capacity - size` must cover them.
+        Returns the rows whose keys are new. The caller makes room first.
+
+        Raises:
+            IndexError: more new keys than free slots.
         """
         new = np.empty(int(np.count_nonzero(slots == MISSING)), np.int64)
-        count = _insert(self._table, self._hashes, self._lengths, self._bytes, self._free, self.size, keys.data, keys.offsets, slots, new)
+        table = (self._table, self._hashes, self._lengths, self._bytes)
+        count, full = _insert(*table, self._free, self.size, keys.data, keys.offsets, slots, new)
         self.size += count
+        if full:
+            raise IndexError(f"{self.capacity} slots are full")
         return new[:count]
 
     def remove(self, slots: NDArray[np.int32]) -> None:
@@ -226,6 +232,8 @@ def _insert(table, hashes, lengths, key_bytes, free, size, data, offsets, slots,
         position = _probe(table, hashes, lengths, key_bytes, data, start, length, h)
         slot = table[position]
         if slot < 0:
+            if size + count == len(free):
+                return count, True
             slot = free[len(free) - size - count - 1]
             table[position] = slot
             hashes[slot] = h
@@ -235,7 +243,7 @@ def _insert(table, hashes, lengths, key_bytes, free, size, data, offsets, slots,
             new[count] = row
             count += 1
         slots[row] = slot
-    return count
+    return count, False
 
 
 @_jit

@@ -38,7 +38,7 @@ class RecordLayout:
         for name, column in self.columns.items():
             for field in column_fields(name, column):
                 if field == name:
-                    avro.append({"name": name, "type": {"type": "fixed", "name": f"{name}_vector", "size": 4 * column.dim}})
+                    avro.append({"name": name, "type": {"type": "fixed", "name": f"Vector_{name}", "size": 4 * column.dim}})
                     fields.append((name, "<f4", (column.dim,)))
                 else:
                     avro.append({"name": field, "type": "double"})

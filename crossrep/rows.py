@@ -20,9 +20,6 @@ class ColumnRows:
     times: NDArray[np.float64]  # [n], seconds since 1970
     present: NDArray[np.bool_]  # [n]
 
-    def take(self, rows: NDArray[np.int64]) -> ColumnRows:
-        return ColumnRows(self.vectors[rows], self.weights[rows], self.times[rows], self.present[rows])
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -39,5 +36,9 @@ class Rows:
 
     def take(self, rows: NDArray[np.int64]) -> Rows:
         """The given rows, in that order."""
-        columns = {name: column.take(rows) for name, column in self.columns.items()}
+        vectors = {id(column.vectors): column.vectors[rows] for column in self.columns.values()}  # what columns share they still share
+        columns = {
+            name: ColumnRows(vectors[id(column.vectors)], column.weights[rows], column.times[rows], column.present[rows])
+            for name, column in self.columns.items()
+        }
         return Rows(self.entity, self.keys.take(rows), self.times[rows], self.counts[rows], columns)

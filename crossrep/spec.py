@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,9 @@ from crossrep.errors import SpecError
 
 MAX_KEY_BYTES = 64  # ids longer than this (UTF-8) are bad records
 
-_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_SECONDS = {"ms": "0.001", "s": "1", "m": "60", "h": "3600", "d": "86400", "w": "604800"}
+_UNITS = {unit: Decimal(seconds) for unit, seconds in _SECONDS.items()}
+_RECORD_FIELDS = ("header", "count", "event_time", "source_offset")  # every record has these; columns write others
 
 
 def parse_duration(value: object) -> float:
@@ -29,14 +32,16 @@ def parse_duration(value: object) -> float:
     Raises:
         ValueError: not a positive number followed by ms, s, m, h, d or w.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value) if isinstance(value, str) else None
-    if match is None or float(match[1]) <= 0:
-        raise ValueError('not a duration; write a positive number and a unit, such as "200ms", "90s", "6h" or "3d"')
-    return float(match[1]) * _UNITS[match[2]]
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)(ms|s|m|h|d|w)", value) if isinstance(value, str) else None
+    # In decimals, so that "0.7s" and "700ms" are the same number, and so the same spec.
+    seconds = Decimal(match[1]) * _UNITS[match[2]] if match else Decimal(0)
+    if not _UNITS["ms"] <= seconds <= 52_000 * _UNITS["w"]:
+        raise ValueError('not a duration between 1ms and 52000w; write a number and a unit, such as "200ms", "90s", "6h" or "3d"')
+    return float(seconds)
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
-Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 
 
@@ -48,7 +53,7 @@ class Column(_Declared):
     """One aggregate of one entity."""
 
     source: Name  # the upstream model's output that is aggregated
-    dim: int = Field(ge=0, le=4096)  # 0: no vector, the decayed weight alone is the feature
+    dim: int = Field(ge=0, le=4096, strict=True)  # 0: no vector, the decayed weight alone is the feature
     aggregate: Literal["decayed_mean", "latest"]
     half_life: Duration | None = None
     events: tuple[Name, ...] | None = None  # None: all events count
@@ -84,7 +89,7 @@ class Space(_Declared):
     """A validated spec. Construct with `Space.load(path)` or `Space.parse(toml_text)`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
-    partitions: int = Field(ge=1, le=1024)
+    partitions: int = Field(ge=1, le=1024, strict=True)
     flush: Duration = 0.2
     vectors: Literal["float16", "float32"] = "float16"  # of vectors in frames; records always carry float32
     weights: dict[Name, Weight] = Field(default={"impression": 1.0, "click": 1.0}, min_length=1)
@@ -93,26 +98,36 @@ class Space(_Declared):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Space:
+        problems = [problem for name in self.entities for problem in self._entity_problems(name)]
         dims: dict[str, tuple[int, str]] = {}
         for entity_name, entity in self.entities.items():
-            fields = [field for name, column in entity.columns.items() for field in column_fields(name, column)]
-            twice = sorted({field for field in fields if fields.count(field) > 1})
-            if twice:
-                raise ValueError(f"entities.{entity_name}.columns: two columns would both write the record field {twice[0]!r}; rename one")
             for column_name, column in entity.columns.items():
                 place = f"entities.{entity_name}.columns.{column_name}"
-                for event in column.events or ():
-                    if event not in self.weights:
-                        raise ValueError(f"{place}.events: {event!r} is not an event; [weights] knows {', '.join(self.weights)}")
-                if column.events == ():
-                    raise ValueError(f"{place}.events: empty; leave it out to take all events")
-                if column.dim:
-                    dim, first = dims.setdefault(column.source, (column.dim, place))
-                    if dim != column.dim:
-                        raise ValueError(f"{place}.dim: source {column.source!r} has dim {dim} at {first}, but {column.dim} here")
+                dim, first = dims.setdefault(column.source, (column.dim, place)) if column.dim else (0, "")
+                if dim != column.dim:
+                    problems.append(f"{place}.dim: source {column.source!r} has dim {dim} at {first}, but {column.dim} here")
         if not 0.01 <= self.flush <= 60:
-            raise ValueError(f"flush: {self.flush:g} s is out of range; write between 10ms and 60s")
+            problems.append(f"flush: {self.flush:g} s is out of range; write between 10ms and 60s")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+    def _entity_problems(self, name: str) -> list[str]:
+        place, columns = f"entities.{name}.columns", self.entities[name].columns
+        problems, written = [], set(_RECORD_FIELDS)
+        for column_name, column in columns.items():
+            fields = column_fields(column_name, column)
+            twice = written.intersection(fields)
+            if twice:
+                problems.append(f"{place}.{column_name}: the record already has a field {min(twice)!r}; rename the column")
+            written.update(fields)
+        for column_name, column in columns.items():
+            for event in column.events or ():
+                if event not in self.weights:
+                    problems.append(f"{place}.{column_name}.events: {event!r} is not an event; [weights] knows {', '.join(self.weights)}")
+            if column.events == ():
+                problems.append(f"{place}.{column_name}.events: empty; leave it out to take all events")
+        return problems
 
     @classmethod
     def load(cls, path: Path | str) -> Space:
@@ -142,7 +157,7 @@ class Space(_Declared):
         try:
             return cls.model_validate(declared)
         except ValidationError as error:
-            raise SpecError(source, [_problem(e) for e in error.errors()]) from None
+            raise SpecError(source, [line for e in error.errors() for line in _problem(e).splitlines()]) from None
 
     @cached_property
     def toml_dict(self) -> dict[str, Any]:
@@ -159,9 +174,17 @@ class Space(_Declared):
 
     @cached_property
     def hash(self) -> bytes:
-        """8 bytes over everything that gives vectors and weights their meaning (not over flush and inputs, which may change)."""
+        """8 bytes over everything that gives vectors, weights and records their meaning.
+
+        The order of entities and columns is part of it, since records follow it; flush and inputs are not, since they may change.
+        """
         meaning = self.model_dump(exclude={"flush", "inputs"})
-        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).digest()[:8]
+        meaning["weights"] = sorted(self.weights.items())
+        for name, entity in meaning["entities"].items():
+            entity["key"] = self.key_field(name)
+            for column in entity["columns"].values():
+                column["events"] = sorted(set(column["events"])) if column["events"] else None
+        return hashlib.sha256(json.dumps(meaning).encode()).digest()[:8]
 
     @property
     def sources(self) -> dict[str, int]:
@@ -194,11 +217,11 @@ def column_fields(name: str, column: Column) -> list[str]:
 
 
 def _text_duration(seconds: float) -> str:
+    exact = Decimal(repr(seconds))
     for unit in ("w", "d", "h", "m", "s"):
-        count = seconds / _UNITS[unit]
-        if count >= 1 and count == int(count):
-            return f"{int(count)}{unit}"
-    return f"{seconds * 1000:g}ms"
+        if exact % _UNITS[unit] == 0:
+            return f"{int(exact / _UNITS[unit])}{unit}"
+    return f"{exact / _UNITS['ms']:f}ms"
 
 
 def _problem(error: Any) -> str:

@@ -51,9 +51,11 @@ def rows_of(
             own[events == name] = weight
     else:
         own = np.asarray(weights, np.float64)
-        if own.shape != (n,) or not ((own > 0) & (own <= frames.WEIGHT_LIMIT)).all():
-            raise ValueError(f"weights must be {n} numbers, finite and > 0")
-    vectors = {name: np.ascontiguousarray(array, np.float32) for name, array in sources.items()}
+        if own.shape != (n,) or not ((own > 0) & (own <= frames.EVENT_WEIGHT_LIMIT)).all():
+            raise ValueError(f"weights must be {n} numbers > 0 and <= {frames.EVENT_WEIGHT_LIMIT:g}")
+    # Rounded as they will travel, before anything is compared or merged: what `latest` keeps must not depend on who saw the full precision.
+    with np.errstate(over="ignore"):
+        vectors = {name: np.asarray(array).astype(space.vectors).astype(np.float32) for name, array in sources.items()}
     columns = {}
     for name, column in space.entities[entity].columns.items():
         taken = np.isin(events, column.events) if column.events else np.ones(n, np.bool_)
@@ -116,7 +118,7 @@ class FrameWriter:
         if not (np.isfinite(rows.times).all() and (rows.times >= 0).all()):
             raise ValueError("times must be finite seconds since 1970")
         if not all(np.isfinite(column.vectors).all() for column in rows.columns.values()):
-            raise ValueError("vectors must be finite")
+            raise ValueError(f"vectors must be finite in {self.space.vectors}")
         self._pending += frames.encode(self.space, combine(self.space, rows) if self._combine else rows)
 
     def commit(self) -> None:

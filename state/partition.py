@@ -188,7 +188,7 @@ class Partition:
         if offset < self.progress:
             return None
         try:
-            return frames.decode(self._space, value, append_time)
+            return frames.decode(self._space, value, append_time, self.number)
         except BadFrame as error:
             letter = dead_letters.encode(self._space.frames_topic, self.number, offset, key, value, error)
             log.warning("%s[%d]@%d is a dead letter: %s", self._space.frames_topic, self.number, offset, error)

@@ -85,6 +85,7 @@ class Slab:
 
     def copy_dirty(self) -> Copy:
         """Take what a flush writes; the slots count as flushing until `flushed` is told."""
+        assert not self._flushing.any(), "one flush at a time"
         slots = np.flatnonzero(self._dirty).astype(np.int32)
         self._dirty[slots], self._flushing[slots] = False, True
         self.dirty_rows = 0
@@ -95,8 +96,10 @@ class Slab:
         self._flushing[copy.slots] = False
 
     def _load_missing(self, keys: Keys, slots: NDArray[np.int32]) -> None:
-        missing = np.flatnonzero(slots == MISSING)
-        self._make_room(len(missing), pinned=slots[slots != MISSING])
+        wanted = int(np.count_nonzero(slots == MISSING))
+        if wanted > self.capacity - self._index.size:  # count keys, not rows, before anything is evicted for them
+            wanted = len(set(keys.take(np.flatnonzero(slots == MISSING)).tolist()))
+            self._make_room(wanted, pinned=slots[slots != MISSING])
         new = self._index.insert(keys, slots)
         fresh = slots[new]
         self._state.clear(fresh)

@@ -9,10 +9,14 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteBufferManager
+
+from crossrep.errors import StateError
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +53,17 @@ class Store:
     `get` and `write` may be called from different threads.
     """
 
-    def __init__(self, db: Rdict, meta: Meta, entities: list[str]):
+    def __init__(self, db: Rdict, folder: Path, meta: Meta, entities: list[str]):
         self._db = db
+        self._folder = folder
         self.meta = meta
         self._prefix = {entity: bytes([i]) for i, entity in enumerate(entities)}
 
     def get(self, entity: str, keys: list[bytes]) -> list[bytes | None]:
         """Records of many keys; None where there is none."""
         prefix = self._prefix[entity]
-        return self._db.get([prefix + key for key in keys])  # type: ignore[no-any-return]
+        with self._noting_corruption():
+            return self._db.get([prefix + key for key in keys])  # type: ignore[no-any-return]
 
     def write(self, records: dict[str, tuple[list[bytes], list[bytes]]], changelog: dict[str, int], progress: int) -> None:
         """One atomic batch: records of entities as (keys, values), and up to where the store is true with them."""
@@ -73,7 +79,18 @@ class Store:
         self.meta.progress = progress
         self.meta.written = time.time()
         batch[_META] = json.dumps(asdict(self.meta)).encode()
-        self._db.write(batch)
+        with self._noting_corruption():
+            self._db.write(batch)
+
+    @contextmanager
+    def _noting_corruption(self) -> Iterator[None]:
+        """A damaged block is found only when it is read. The worker ends then; the note makes the next start rebuild the store."""
+        try:
+            yield
+        except Exception as error:
+            if "Corruption" in str(error):
+                _note_of(self._folder).write_text(str(error))
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -86,18 +103,32 @@ def open_store(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]],
         expected: the space's hash and the topics' ids; a store that says otherwise belongs to something else.
         bounds: per entity, the first and the next offset of its changelog; a store that knows more than there is cannot be its cache.
         tombstones_kept: the changelogs' delete.retention.ms in seconds; an older store may have missed deletions.
+
+    Raises:
+        StateError: another process has it open.
     """
+    reason = f"it was found damaged: {_note_of(folder).read_text()}" if _note_of(folder).exists() else None
     try:
-        store = _open(folder, expected, bounds, memory)
-        reason = _distrust(store.meta, expected, bounds, tombstones_kept)
         if reason is None:
-            return store
-        store.close()
+            store = _open(folder, expected, bounds, memory)
+            reason = _distrust(store.meta, expected, bounds, tombstones_kept)
+            if reason is None:
+                return store
+            store.close()
     except Exception as error:  # rocksdict raises plain Exceptions: a corrupt or foreign database
+        if "lock file" in str(error) or "lock hold" in str(error):
+            raise StateError(f"store {folder} is open in another process: {error}. Stop that one first") from None
         reason = f"it does not open: {error}"
     log.warning("store %s is dropped and will be rebuilt from the changelog: %s", folder.name, reason)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.unlink(missing_ok=True)
+    _note_of(folder).unlink(missing_ok=True)
     return _open(folder, expected, bounds, memory)
+
+
+def _note_of(folder: Path) -> Path:
+    return folder.with_suffix(".damaged")
 
 
 def _open(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]], memory: Memory) -> Store:
@@ -105,7 +136,7 @@ def _open(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]], memo
     db = Rdict(str(folder), _options(memory))
     stored = db.get(_META)
     meta = Meta(**json.loads(stored)) if stored else replace(expected, changelog={entity: first for entity, (first, _) in bounds.items()})
-    return Store(db, meta, list(bounds))
+    return Store(db, folder, meta, list(bounds))
 
 
 def _distrust(found: Meta, expected: Meta, bounds: dict[str, tuple[int, int]], tombstones_kept: float) -> str | None:
@@ -115,6 +146,8 @@ def _distrust(found: Meta, expected: Meta, bounds: dict[str, tuple[int, int]], t
         return "its topics were deleted and created anew"
     if found.written and time.time() - found.written > tombstones_kept:
         return f"it is older than the {tombstones_kept:.0f} s for which the changelog keeps deletions"
+    if found.changelog.keys() != bounds.keys():
+        return f"it knows the changelogs of {list(found.changelog)}, not of {list(bounds)}"
     for entity, (_, end) in bounds.items():
         if found.changelog[entity] > end:
             return f"it knows the changelog of {entity} up to {found.changelog[entity]}, which ends at {end}"

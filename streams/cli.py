@@ -288,7 +288,7 @@ def _publish(dataset: Dataset, space: str, bootstrap: str | None, rate: float | 
     inputs = resolve(space, address).inputs
     features = publish.publish_features(dataset, inputs, address)
     console.print(f"features of {features.users:,} users and {features.items:,} items are published")
-    columns = (TextColumn("impressions"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:.0f}/s"), TimeRemainingColumn())
+    columns = (TextColumn("impressions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=min(dataset.size, limit or dataset.size))
         sent = publish.publish_events(dataset, inputs, address, rate, limit, lambda sent: progress.update(task, completed=sent.impressions))

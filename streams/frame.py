@@ -10,7 +10,7 @@ import numpy as np
 from confluent_kafka import Message
 
 from crossrep.errors import BadEvent, BadRecord
-from crossrep.frames import CLOCK_SKEW, WEIGHT_LIMIT
+from crossrep.frames import CLOCK_SKEW, EVENT_WEIGHT_LIMIT
 from crossrep.spec import MAX_KEY_BYTES, Space
 from crossrep.writer import rows_of
 from schemas import codec
@@ -74,7 +74,7 @@ def check_sample(space: Space, sample: dict[str, Any], append_time: float) -> No
     if not 0 <= sample["event_time"] <= (append_time + CLOCK_SKEW) * 1000:
         raise BadEvent("time", f"event_time {sample['event_time']} ms: before 1970, or over 5 minutes after it was appended")
     weight = sample["weight"]
-    if weight is not None and not 0 < weight <= WEIGHT_LIMIT:
+    if weight is not None and not 0 < weight <= EVENT_WEIGHT_LIMIT:
         raise BadEvent("weight", f"weight {weight}: finite and > 0")
     if not sample["keys"]:
         raise BadEvent("entity", "keys is empty: the sample counts for nothing")

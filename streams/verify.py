@@ -133,7 +133,10 @@ def _readable(space: Space, schema: Any, value: bytes) -> dict[str, Any] | None:
 def _is_sound(frame: dict[str, Any]) -> bool:
     times = np.frombuffer(frame["times"], "<f8")
     vectors = [np.frombuffer(block["values"], block["dtype"]) for block in frame["vectors"]]
-    weights = [np.frombuffer(column["weights"], "<f8") for column in frame["columns"]]
+    weights = []
+    for column in frame["columns"]:
+        own = np.frombuffer(column["weights"], "<f8") if column["weights"] else np.ones(frame["rows"])
+        weights.append(own[np.frombuffer(column["present"], np.bool_)] if column["present"] else own)
     return bool(
         len(times) == frame["rows"]
         and np.isfinite(times).all()

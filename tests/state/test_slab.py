@@ -234,6 +234,21 @@ def test_has_room_counts_what_is_held_dirty_and_wanted() -> None:
     assert not slab.has_room(frame([0, 8, 9, 10, 11, 12], 2))  # but not the one the frame needs
 
 
+@pytest.mark.parametrize("flushing", [False, True])
+def test_folding_without_room_grows_rather_than_evicts_what_is_not_safe(flushing: bool) -> None:
+    """A caller that forgets has_room costs memory, never a count."""
+    harness = over_a_dict()
+    harness.fold(frame(list(range(8)), 0))
+    if flushing:
+        harness.copy()
+    rows = frame(list(range(100, 108)), 1)
+    assert not harness.slab.has_room(rows)
+    harness.slab.fold(rows, 1)
+    assert len(harness.slab) == 16
+    harness.slab.fold(frame(list(range(8)), 2), 2)  # the harness's store refuses to be asked for them
+    assert harness.slab.misses == 16
+
+
 def test_the_least_recently_used_go_first() -> None:
     slab, asked = Slab(LAYOUT, lambda keys: asked.extend(keys) or [None] * len(keys), SLOTS), list[bytes]()  # type: ignore[func-returns-value]
     for key in range(8):
