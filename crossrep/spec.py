@@ -32,7 +32,7 @@ def parse_duration(value: object) -> float:
     Raises:
         ValueError: not a positive number followed by ms, s, m, h, d or w.
     """
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)(ms|s|m|h|d|w)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,12})?)(ms|s|m|h|d|w)", value) if isinstance(value, str) else None
     # In decimals, so that "0.7s" and "700ms" are the same number, and so the same spec.
     seconds = Decimal(match[1]) * _UNITS[match[2]] if match else Decimal(0)
     if not _UNITS["ms"] <= seconds <= 52_000 * _UNITS["w"]:
