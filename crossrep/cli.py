@@ -63,8 +63,12 @@ def resolve(space: str, bootstrap: str | None) -> Space:
 def list_spaces(bootstrap: str | None) -> None:
     """Spaces published on this cluster, with their entities and columns."""
     table = Table("space", "hash", "partitions", "entity", "columns", box=None)
-    for name, published in sorted(spaces.read_all(bootstrap).items()):
-        space = published.space
+    for name, value in sorted(spaces.read_all(bootstrap).items()):
+        try:
+            space = spaces.decode(name, value).space
+        except CrossrepError as error:
+            table.add_row(name, str(error))
+            continue
         for entity, spec in space.entities.items():
             columns = ", ".join(f"{c} {v.aggregate} {v.source}[{v.dim}]" for c, v in spec.columns.items())
             table.add_row(name, space.hash.hex(), str(space.partitions), entity, columns)

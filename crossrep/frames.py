@@ -151,9 +151,7 @@ def _decode_keys(frame: dict[str, Any], n: int, partitions: int, partition: int 
     if partition is not None:
         foreign = np.flatnonzero(keys.partitions(partitions) != partition)
         if len(foreign):
-            raise BadFrame(
-                "partition", f"key of row {foreign[0]} belongs to another partition than {partition}"
-            )
+            raise BadFrame("partition", f"key of row {foreign[0]} belongs to another partition than {partition}")
     return keys
 
 

@@ -28,12 +28,11 @@ def encode(published: Published) -> bytes:
     return json.dumps({"spec": space.toml_dict, "hash": space.hash.hex(), "topic_ids": published.topic_ids}, indent=1).encode()
 
 
-def read_all(bootstrap: str | None = None) -> dict[str, Published]:
-    """All published spaces by name; empty if none was ever published.
+def read_all(bootstrap: str | None = None) -> dict[str, bytes]:
+    """What is published, by name, still to be decoded: one space that this version cannot read must not hide the others.
 
     Raises:
         CrossrepError: the cluster does not answer.
-        SpaceError: a published spec does not have the hash it was published with: this crossrep is too old or too new for it.
     """
     client = kafka.consumer(kafka.bootstrap_servers(bootstrap), config=kafka.ENDS)
     try:
@@ -45,7 +44,7 @@ def read_all(bootstrap: str | None = None) -> dict[str, Published]:
             return {}
         first, _ = kafka.watermarks(client, SPACES_TOPIC, 0)
         client.assign([TopicPartition(SPACES_TOPIC, 0, first)])
-        found: dict[str, Published] = {}
+        found: dict[str, bytes] = {}
         while True:
             for message in client.consume(100, 0.1):
                 if kafka.is_end(message):
@@ -56,7 +55,7 @@ def read_all(bootstrap: str | None = None) -> dict[str, Published]:
                 if message.value() is None:
                     found.pop(name, None)
                 else:
-                    found[name] = _decode(name, message.value())
+                    found[name] = message.value()
     finally:
         client.close()
 
@@ -73,10 +72,15 @@ def find(name: str, bootstrap: str | None = None) -> Published:
         raise SpaceError(
             f"no space {name!r} at {kafka.bootstrap_servers(bootstrap)} (known: {known}). Create it: crossrep topics create SPEC.toml"
         )
-    return published[name]
+    return decode(name, published[name])
 
 
-def _decode(name: str, value: bytes) -> Published:
+def decode(name: str, value: bytes) -> Published:
+    """A space as published.
+
+    Raises:
+        SpecError, SpaceError: it is invalid here, or has not the hash it was published with: this crossrep is too old or too new for it.
+    """
     declared = json.loads(value)
     space = Space.from_dict(declared["spec"], source=f"space {name!r} on topic {SPACES_TOPIC}")
     if space.hash.hex() != declared["hash"]:

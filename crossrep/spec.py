@@ -211,6 +211,11 @@ class Space(_Declared):
         return f"representations.{entity}.{self.name}"
 
 
+def fold_group(space: Space) -> str:
+    """The consumer group of the fold workers; its committed offsets are the space's progress."""
+    return f"fold.{space.name}"
+
+
 def column_fields(name: str, column: Column) -> list[str]:
     """The record fields a column writes, in order."""
     return ([f"{name}_weight"] if column.aggregate == "decayed_mean" else []) + [f"{name}_time"] + ([name] if column.dim else [])

@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException
 from faust.types import TP
 
 from crossrep.errors import CrossrepError, StateError
-from crossrep.spec import Space
+from crossrep.spec import Space, fold_group
 from state.partition import Partition, Settings
 from state.store import Memory
 from streams import faust_transport, metrics, topics
@@ -46,11 +46,6 @@ class FoldOptions:
     session_timeout: float = 10.0  # seconds after which a silent worker's partitions move
 
 
-def group_of(space: Space) -> str:
-    """The consumer group whose committed offsets are the space's progress."""
-    return f"fold.{space.name}"
-
-
 class Fold:
     """The worker's partitions, and which of them flow."""
 
@@ -62,7 +57,7 @@ class Fold:
         self.options = options
         self._settings = Settings(
             space=space,
-            group=group_of(space),
+            group=fold_group(space),
             bootstrap=bootstrap,
             folder=folder,
             topic_ids=published.topic_ids,
@@ -228,7 +223,7 @@ def run(space: Space, bootstrap: str, options: FoldOptions) -> NoReturn:
 
 def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path) -> faust.App:
     return faust.App(
-        group_of(space),
+        fold_group(space),
         broker=";".join(f"kafka://{address}" for address in bootstrap.split(",")),
         consumer_group_instance_id=options.name,  # a restarted worker gets its partitions back without a rebalance
         datadir=str(folder / "faust"),

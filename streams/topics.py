@@ -55,7 +55,8 @@ def create(space: Space, bootstrap: str, replication: int = 1) -> list[str]:
         TopicError: an existing topic does not fit; says which setting and how to change it.
         CrossrepError: the cluster does not answer, or refuses.
     """
-    published = spaces.read_all(bootstrap).get(space.name)
+    value = spaces.read_all(bootstrap).get(space.name)
+    published = None if value is None else spaces.decode(space.name, value)
     if published is not None:
         _same_spec(space, published)
     admin = kafka.admin(bootstrap)

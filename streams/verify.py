@@ -10,6 +10,7 @@ not the incremental fold of `crossrep.algebra`.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError
-from crossrep.spec import Column, Space
+from crossrep.spec import Column, Space, fold_group
 from crossrep.view import LocalView
 
 TOLERANCE = 1e-6  # of vectors and weights, relative
@@ -61,28 +62,62 @@ def verify(space: Space, bootstrap: str, progressed: Callable[[int, int], None] 
         progressed: told frames read and frames there are, over both passes.
 
     Raises:
-        CrossrepError: frames have been deleted by retention, so the whole truth is no longer recorded.
+        CrossrepError: frames have been deleted by retention, so the whole truth is no longer recorded; or frames are being written or
+            folded right now, so that there is no one moment to compare at.
     """
+    before = _bounds(space, bootstrap)
+    _wait_until_folded(space, bootstrap)
     expected = recompute(space, bootstrap, progressed)
     verdicts = []
     for entity in space.entities:
         with LocalView(entity, space.name, bootstrap) as view:
             view.wait(120)
             verdicts.append(_compare(view, expected[entity]))
+    if _bounds(space, bootstrap) != before:
+        raise CrossrepError(f"frames were written to {space.frames_topic} meanwhile; verify while nothing publishes or infers")
     return verdicts
+
+
+def unfolded(space: Space, bootstrap: str) -> set[int]:
+    """Partitions with committed frames beyond the group's progress. Offsets alone cannot tell: markers and aborted frames have some too."""
+    client = kafka.consumer(bootstrap, fold_group(space), kafka.ENDS)
+    try:
+        progress = client.committed([TopicPartition(space.frames_topic, n) for n in range(space.partitions)], timeout=kafka.REQUEST_TIMEOUT)
+        starts = [TopicPartition(part.topic, part.partition, max(part.offset, 0)) for part in progress]
+        client.assign(starts)
+        undecided, behind = {part.partition for part in starts}, set()
+        while undecided:
+            for message in client.consume(100, 0.05):
+                if message.error() and not kafka.is_end(message):
+                    raise CrossrepError(f"reading {space.frames_topic}: {message.error().str()}")
+                if message.partition() in undecided and not message.error():
+                    behind.add(message.partition())
+                undecided.discard(message.partition())
+        return behind
+    finally:
+        client.close()
+
+
+def _wait_until_folded(space: Space, bootstrap: str, timeout: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout
+    while behind := unfolded(space, bootstrap):
+        if time.monotonic() > deadline:
+            raise CrossrepError(f"partitions {sorted(behind)} of {space.frames_topic} hold unfolded frames; is a fold worker running?")
+        time.sleep(0.2)
 
 
 def recompute(space: Space, bootstrap: str, progressed: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Expected]:
     """What the state of every entity must be, from the frames topic alone."""
     expected = {entity: Expected() for entity in space.entities}
-    for done, total, frame in _frames(space, bootstrap):  # first pass: keys, counts, and each column's newest time
+    bounds = _bounds(space, bootstrap)
+    for done, total, frame in _frames(space, bootstrap, bounds):  # first pass: keys, counts, and each column's newest time
         _first_pass(expected[frame["entity"]], space, frame)
         progressed(done, 2 * total)
     for entity, e in expected.items():
         for name, column in space.entities[entity].columns.items():
             e.weight[name] = np.zeros(len(e.ids))
             e.vector[name] = np.zeros((len(e.ids), column.dim))
-    for done, total, frame in _frames(space, bootstrap):  # second pass: sums decayed to those times
+    for done, total, frame in _frames(space, bootstrap, bounds):  # second pass: sums decayed to those times
         _second_pass(expected[frame["entity"]], space, frame)
         progressed(total + done, 2 * total)
     for entity, e in expected.items():
@@ -93,11 +128,19 @@ def recompute(space: Space, bootstrap: str, progressed: Callable[[int, int], Non
     return expected
 
 
-def _frames(space: Space, bootstrap: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _bounds(space: Space, bootstrap: str) -> dict[int, tuple[int, int]]:
+    """First and next offset of every frames partition."""
+    client = kafka.consumer(bootstrap)
+    try:
+        return {n: kafka.watermarks(client, space.frames_topic, n) for n in range(space.partitions)}
+    finally:
+        client.close()
+
+
+def _frames(space: Space, bootstrap: str, bounds: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int, dict[str, Any]]]:
     schema = parse_schema(json.loads((files("crossrep") / "schemas" / "frame.1.avsc").read_text()))
     client = kafka.consumer(bootstrap, config=kafka.ENDS)
     try:
-        bounds = {n: kafka.watermarks(client, space.frames_topic, n) for n in range(space.partitions)}
         gone = {n: first for n, (first, _) in bounds.items() if first > 0}
         if gone:
             raise CrossrepError(f"{space.frames_topic} has lost its first frames to retention (partition -> first offset: {gone})")
@@ -111,7 +154,7 @@ def _frames(space: Space, bootstrap: str) -> Iterator[tuple[int, int, dict[str, 
                     left.discard(message.partition())
                 elif message.error():
                     raise CrossrepError(f"reading {space.frames_topic}: {message.error().str()}")
-                else:
+                elif message.offset() < bounds[message.partition()][1]:
                     position[message.partition()] = message.offset() + 1
                     frame = _readable(space, schema, message.value())
                     if frame is not None:

@@ -16,14 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from confluent_kafka import TopicPartition
 
 from crossrep import frames, kafka
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from streams import topics
-from streams.fold import group_of
-from streams.verify import Verdict, verify
+from streams.verify import Verdict, unfolded, verify
 
 ROOT = Path(__file__).parent.parent
 _names = itertools.count()
@@ -162,17 +160,7 @@ class Load:
 
 def settled(space: Space, bootstrap: str) -> bool:
     """Is every frame folded and committed?"""
-    client = kafka.consumer(bootstrap, group_of(space))
-    try:
-        parts = [TopicPartition(space.frames_topic, n) for n in range(space.partitions)]
-        committed = {p.partition: p.offset for p in client.committed(parts, timeout=10)}
-        for n in range(space.partitions):
-            _, end = kafka.watermarks(client, space.frames_topic, n)
-            if end > 0 and committed[n] < end - 1:  # the last offset of a transactional writer is its marker
-                return False
-        return True
-    finally:
-        client.close()
+    return not unfolded(space, bootstrap)
 
 
 def prove(space: Space, bootstrap: str, counts: dict[str, int] | None = None) -> list[Verdict]:
