@@ -132,6 +132,11 @@ class LocalView:
         return self._index.size
 
     @property
+    def record_bytes(self) -> int:
+        """Bytes of one record."""
+        return self._layout.size
+
+    @property
     def caught_up(self) -> bool:
         """Has everything that was in the topic when the view started been applied?"""
         return self._follower.caught_up

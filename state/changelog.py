@@ -118,9 +118,6 @@ class Changelog:
         finally:
             client.close()
 
-    def close(self) -> None:
-        self._producer = None  # its threads end with it; nothing is open, since every commit is awaited
-
 
 def committed(client: Consumer, topic: str, partition: int) -> int | None:
     """The group's stable progress: the next frame offset, or None if there is none (yet, or any more)."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.table import Table
 
 from crossrep import kafka
 from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
@@ -17,7 +17,6 @@ from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
 if TYPE_CHECKING:
     from models.datasets import Dataset
     from streams.pipeline import Options
-    from streams.verify import Verdict
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -291,7 +290,9 @@ def _publish(dataset: Dataset, space: str, bootstrap: str | None, rate: float | 
     columns = (TextColumn("impressions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=min(dataset.size, limit or dataset.size))
-        sent = publish.publish_events(dataset, inputs, address, rate, limit, lambda sent: progress.update(task, completed=sent.impressions))
+        sent = publish.publish_events(
+            dataset, inputs, address, rate, limit, progressed=lambda sent: progress.update(task, completed=sent.impressions)
+        )
     rate_seen = sent.events / max(sent.seconds, 1e-9)
     console.print(f"{sent.impressions:,} impressions and {sent.clicks:,} clicks in {sent.seconds:.1f} s ({rate_seen:,.0f} events/s)")
 
@@ -309,15 +310,26 @@ def verify(space: str, bootstrap: str | None) -> None:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("recomputing from frames", total=None)
         verdicts = proof.verify(resolve(space, address), address, lambda done, total: progress.update(task, completed=done, total=total))
-    console.print(verdict_table(verdicts))
+    console.print(proof.table(verdicts))
     if any(verdict.differences for verdict in verdicts):
         raise click.ClickException("state and frames differ")
 
 
-def verdict_table(verdicts: list[Verdict]) -> Table:
-    """Verdicts as people read them."""
-    table = Table("entity", "keys", "events", "wrong counts", "worst vector", "worst weight", "differences", box=None)
-    for v in verdicts:
-        worst = (f"{v.worst_vector:.1e}", f"{v.worst_weight:.1e}")
-        table.add_row(v.entity, f"{v.keys:,}", f"{v.events:,}", str(v.wrong_counts), *worst, str(v.differences))
-    return table
+@cli.command()
+@click.option(
+    "--kuairand", type=click.Path(exists=True, file_okay=False, path_type=Path), help="KuaiRand's folder. Default: simulated events."
+)
+@_simulator_options
+@bootstrap_option
+def demo(kuairand: Path | None, bootstrap: str | None, **simulated: int) -> None:
+    """The main job end to end: Kafka, a space, training, workers, two weeks of events, freshness, and the proof. Exits 1 if it fails."""
+    from streams import demo as whole
+
+    dataset = _dataset("kuairand" if kuairand else "simulated", kuairand, simulated)
+    console.print(f"[bold]0[/] {dataset.size:,} impressions {'of KuaiRand' if kuairand else 'simulated (no KuaiRand folder given)'}")
+    try:
+        proved = whole.run(dataset, bootstrap, console)
+    except KeyboardInterrupt:
+        console.print("stopped; run it again whenever you like. Kafka keeps running: crossrep kafka down")
+        sys.exit(130)
+    sys.exit(0 if proved else 1)

@@ -81,12 +81,12 @@ class Fold:
             space.frames_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", acks=False
         )
         self.app.agent(frames, name="fold")(self._agent)
-        metrics.serve_with(self)
+        metrics.serve(options.port, self._ready, lambda: metrics.of_partitions(space.name, self.partitions, self.flowing))
 
-    @property
-    def ready(self) -> bool:
-        """All partitions we own are restored and flowing."""
-        return self.assigned is not None and self.assigned <= self.flowing
+    def _ready(self) -> tuple[bool, dict[str, Any]]:
+        """Ready is when all partitions we own are restored and flowing."""
+        ready = self.assigned is not None and self.assigned <= self.flowing
+        return ready, {"space": self.space.name, "partitions": sorted(self.assigned or ()), "flowing": sorted(self.flowing)}
 
     # --- the flow ---
 
@@ -239,8 +239,7 @@ def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path)
         stream_buffer_maxsize=32,  # frames, not rows
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
-        web_port=options.port,
-        web_bind="0.0.0.0",
+        web_enabled=False,  # /ready and /metrics answer from a thread of their own
         worker_redirect_stdouts=False,
     )
 

@@ -92,7 +92,8 @@ def run(space: Space, bootstrap: str, options: Options) -> None:
     """Frame until told to stop. Raises CrossrepError as `streams.infer.run` does."""
     topics.check(space, bootstrap)
     pipeline = Pipeline(space, bootstrap, group_of(space), [space.inference_topic], Frame(space), options)
-    server = metrics.serve(options.port, "frame", pipeline, lambda: pipeline.ready)
+    about = {"space": space.name}
+    server = metrics.serve(options.port, lambda: (pipeline.ready, about), lambda: metrics.of_stats("crossrep_frame", pipeline.stats))
     try:
         pipeline.run()
     finally:

@@ -115,7 +115,12 @@ def run(space: Space, bootstrap: str, model: UpstreamModel, options: Options) ->
     items = FeatureView("item", space.inputs.item_features, model, bootstrap)
     inputs = [space.inputs.impressions, space.inputs.clicks]
     pipeline = Pipeline(space, bootstrap, group_of(space), inputs, Infer(space, model, users, items), options)
-    server = metrics.serve(options.port, "infer", pipeline, lambda: pipeline.ready and users.caught_up and items.caught_up)
+
+    def ready() -> tuple[bool, dict[str, Any]]:
+        known = {"space": space.name, "users": len(users), "items": len(items)}
+        return pipeline.ready and users.caught_up and items.caught_up, known
+
+    server = metrics.serve(options.port, ready, lambda: metrics.of_stats("crossrep_infer", pipeline.stats))
     users.wait()
     items.wait()
     try:

@@ -1,118 +1,47 @@
-"""`/ready` and `/metrics` of the workers."""
+"""`/ready` and `/metrics` of every worker, served from a thread of their own: they answer also while the worker is busy."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from crossrep.errors import CrossrepError
-
-if TYPE_CHECKING:
-    from state.partition import Partition
-    from streams.fold import Fold
-    from streams.pipeline import Pipeline
+from state.partition import Partition
 
 
-class FoldCollector:
-    """Reads the partitions' counters when asked; nothing is counted twice."""
+def serve(port: int, ready: Callable[[], tuple[bool, dict[str, Any]]], collect: Callable[[], Iterable[Metric]]) -> ThreadingHTTPServer:
+    """Serve until the process ends or `shutdown` is called.
 
-    def __init__(self, fold: Fold):
-        self._fold = fold
-
-    def collect(self) -> Iterator[Metric]:
-        counters: dict[str, tuple[str, Callable[[Partition], float]]] = {
-            "rows": ("rows folded", lambda p: p.stats.rows),
-            "frames": ("frames folded", lambda p: p.stats.frames),
-            "dead_letters": ("frames refused", lambda p: p.stats.dead_letters),
-            "records": ("changelog records written", lambda p: p.stats.records),
-            "flushes": ("transactions committed", lambda p: p.stats.flushes),
-            "flush_seconds": ("seconds spent in commits", lambda p: p.stats.flush_seconds),
-        }
-        gauges: dict[str, tuple[str, Callable[[Partition], float]]] = {
-            "progress": ("next frame offset to fold", lambda p: p.progress),
-            "dirty_rows": ("rows folded and not yet flushed", lambda p: p.dirty_rows),
-            "keys_in_memory": ("keys in the slabs", lambda p: p.keys_in_memory),
-            "restored_records": ("changelog records read at takeover", lambda p: p.stats.restored),
-            "restore_records": ("changelog records to read at takeover", lambda p: p.stats.restore_total),
-            "restore_seconds": ("seconds the last takeover took", lambda p: p.stats.restore_seconds),
-            "flowing": ("1 when restored and flowing", lambda p: int(p.number in self._fold.flowing)),
-        }
-        for family_of, described in ((CounterMetricFamily, counters), (GaugeMetricFamily, gauges)):
-            for name, (text, value) in described.items():
-                family = family_of(f"crossrep_fold_{name}", text, labels=["space", "partition"])
-                for number, partition in list(self._fold.partitions.items()):
-                    family.add_metric([self._fold.space.name, str(number)], value(partition))
-                yield family
-        yield GaugeMetricFamily("crossrep_fold_ready", "1 when all owned partitions flow", int(self._fold.ready))
-
-
-def serve_with(fold: Fold) -> None:
-    """Add `/ready` (503 until every owned partition flows) and `/metrics` (Prometheus text) to Faust's web server."""
-    registry = CollectorRegistry()
-    registry.register(FoldCollector(fold))
-
-    async def ready(self: Any, request: Any) -> Any:
-        owned = sorted(fold.assigned or ())
-        body = {"ready": fold.ready, "space": fold.space.name, "partitions": owned, "flowing": sorted(fold.flowing)}
-        return self.json(body, status=200 if fold.ready else 503)
-
-    async def metrics(self: Any, request: Any) -> Any:
-        return self.text(generate_latest(registry).decode(), content_type="text/plain")
-
-    fold.app.page("/ready", name="ready")(ready)
-    fold.app.page("/metrics", name="metrics")(metrics)
-
-
-class PipelineCollector:
-    """Reads a pipeline's counters when asked."""
-
-    def __init__(self, kind: str, pipeline: Pipeline):
-        self._kind, self._pipeline = kind, pipeline
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._pipeline.stats
-        for name, text in {
-            "messages": "messages consumed",
-            "batches": "batches, one transaction each",
-            "rows": "rows made, before combining",
-            "frames": "frames written",
-            "dead_letters": "messages refused",
-            "retried_batches": "batches dropped after a failed commit and read again",
-            "transform_seconds": "seconds spent in decoding, the model and encoding",
-            "commit_seconds": "seconds spent in commits",
-        }.items():
-            yield CounterMetricFamily(f"crossrep_{self._kind}_{name}", text, getattr(stats, name))
-
-
-def serve(port: int, kind: str, pipeline: Pipeline, ready: Callable[[], bool]) -> ThreadingHTTPServer:
-    """Serve `/ready` and `/metrics` of a pipeline from a thread of its own.
+    Args:
+        ready: whether the worker is ready (200 or 503), and what else to say at `/ready`.
+        collect: the metrics as they are now, for `/metrics` (Prometheus text).
 
     Raises:
         CrossrepError: the port is taken.
     """
     registry = CollectorRegistry()
-    registry.register(PipelineCollector(kind, pipeline))
+    registry.register(_Collector(collect))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 self._answer(200, "text/plain; version=0.0.4", generate_latest(registry))
             elif self.path == "/ready":
-                now = ready()
-                body = json.dumps({"ready": now, "space": pipeline.space.name}).encode()
-                self._answer(200 if now else 503, "application/json", body)
+                now, about = ready()
+                self._answer(200 if now else 503, "application/json", json.dumps({"ready": now, **about}).encode())
             else:
                 self._answer(404, "text/plain", b"/ready or /metrics\n")
 
-        def _answer(self, status: int, kind: str, body: bytes) -> None:
+        def _answer(self, status: int, content_type: str, body: bytes) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -126,3 +55,43 @@ def serve(port: int, kind: str, pipeline: Pipeline, ready: Callable[[], bool]) -
         raise CrossrepError(f"port {port} of /ready and /metrics: {error.strerror}. Choose another: --port") from None
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server
+
+
+def of_stats(prefix: str, stats: Any) -> Iterator[Metric]:
+    """A dataclass of counters, one metric a field."""
+    for name, value in asdict(stats).items():
+        yield CounterMetricFamily(f"{prefix}_{name}", name.replace("_", " "), value)
+
+
+def of_partitions(space: str, partitions: Mapping[int, Partition], flowing: set[int]) -> Iterator[Metric]:
+    """What a fold worker knows of each partition it holds."""
+    counters: dict[str, tuple[str, Callable[[Partition], float]]] = {
+        "rows": ("rows folded", lambda p: p.stats.rows),
+        "frames": ("frames folded", lambda p: p.stats.frames),
+        "dead_letters": ("frames refused", lambda p: p.stats.dead_letters),
+        "records": ("changelog records written", lambda p: p.stats.records),
+        "flushes": ("transactions committed", lambda p: p.stats.flushes),
+        "flush_seconds": ("seconds spent in commits", lambda p: p.stats.flush_seconds),
+    }
+    gauges: dict[str, tuple[str, Callable[[Partition], float]]] = {
+        "progress": ("next frame offset to fold", lambda p: p.progress),
+        "dirty_rows": ("rows folded and not yet flushed", lambda p: p.dirty_rows),
+        "keys_in_memory": ("keys in the slabs", lambda p: p.keys_in_memory),
+        "restored_records": ("changelog records read at takeover", lambda p: p.stats.restored),
+        "restore_records": ("changelog records to read at takeover", lambda p: p.stats.restore_total),
+        "restore_seconds": ("seconds the last takeover took", lambda p: p.stats.restore_seconds),
+        "flowing": ("1 when restored and flowing", lambda p: int(p.number in flowing)),
+    }
+    for family_of, described in ((CounterMetricFamily, counters), (GaugeMetricFamily, gauges)):
+        for name, (text, value) in described.items():
+            family = family_of(f"crossrep_fold_{name}", text, labels=["space", "partition"])
+            for number, partition in list(partitions.items()):
+                family.add_metric([space, str(number)], value(partition))
+            yield family
+
+
+class _Collector:
+    """What prometheus_client wants to be handed."""
+
+    def __init__(self, collect: Callable[[], Iterable[Metric]]):
+        self.collect = collect

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ def publish_events(
     bootstrap: str,
     rate: float | None = None,
     limit: int | None = None,
+    skip: int = 0,
     progressed: Callable[[Published], None] = lambda sent: None,
 ) -> Published:
     """Send impressions and clicks in event-time order; a click follows its impression and has its time (logs give no other).
@@ -63,6 +65,7 @@ def publish_events(
     Args:
         rate: events a second; None: as fast as the brokers take them.
         limit: stop after that many impressions.
+        skip: leave out that many impressions at the beginning.
         progressed: told now and then what was sent so far.
 
     Raises:
@@ -71,9 +74,8 @@ def publish_events(
     producer = kafka.producer(bootstrap, **_PARTITIONER)
     sent, started = Published(), time.monotonic()
     impression, click = codec("impression").encode, codec("click").encode
-    for number, (event, clicked) in enumerate(_events(dataset)):
-        if number == limit:
-            break
+    stop = None if limit is None else skip + limit
+    for number, (event, clicked) in enumerate(islice(_events(dataset), skip, stop)):
         user, id = event["user_id"], event["event_id"]
         _produce(producer, inputs.impressions, user, impression(event))
         sent.impressions += 1

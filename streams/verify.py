@@ -22,6 +22,7 @@ import numpy as np
 from confluent_kafka import TopicPartition
 from fastavro import parse_schema, schemaless_reader
 from numpy.typing import NDArray
+from rich.table import Table
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError
@@ -96,6 +97,15 @@ def unfolded(space: Space, bootstrap: str) -> set[int]:
         return behind
     finally:
         client.close()
+
+
+def table(verdicts: list[Verdict]) -> Table:
+    """Verdicts as people read them."""
+    rows = Table("entity", "keys", "events", "wrong counts", "worst vector", "worst weight", "differences", box=None)
+    for v in verdicts:
+        worst = (f"{v.worst_vector:.1e}", f"{v.worst_weight:.1e}")
+        rows.add_row(v.entity, f"{v.keys:,}", f"{v.events:,}", str(v.wrong_counts), *worst, str(v.differences))
+    return rows
 
 
 def _wait_until_folded(space: Space, bootstrap: str, timeout: float = 60.0) -> None:

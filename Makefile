@@ -1,0 +1,34 @@
+# Two commands on a machine with Python 3.11 or newer: make demo, make test.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+KUAIRAND ?= $(wildcard ../shared/data/kuairand_pure*)
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/crossrep demo $(if $(KUAIRAND),--kuairand $(KUAIRAND))
+
+test: $(VENV)/.installed lint
+	@CROSSREP_KUAIRAND="$(KUAIRAND)" $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports > .lint-imports.log || { cat .lint-imports.log; exit 1; }
+
+bench: $(VENV)/.installed
+	@for each in fold restore end_to_end; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+
+# Everything, torch included: a minute or two, once.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crossrep needs Python 3.11 or newer; this is %s. Name one: make PYTHON=..." % sys.version.split()[0])'
+	@echo "installing into $(VENV) (about 3 GB with torch, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -e ".[dev]"
+	@touch $@
+
+clean:
+	@test ! -x $(BIN)/crossrep || $(BIN)/crossrep kafka down
+	rm -rf $(VENV) .crossrep .lint-imports.log

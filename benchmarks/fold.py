@@ -1,0 +1,133 @@
+"""Rows a second through one fold worker, from frames to committed representations, beside a bare consumer of the same frames."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.common import cluster, committed, conditions, console, drain, in_process, middle, report, space_of, worker
+from crossrep import frames, kafka
+from crossrep.cli import bootstrap_option
+from crossrep.errors import CrossrepError
+from crossrep.keys import Keys
+from crossrep.rows import ColumnRows, Rows
+from crossrep.spec import Space, fold_group
+from crossrep.view import LocalView
+
+DIM = 64
+BATCH = 65_536  # rows made at once
+
+
+def declared(partitions: int, flush: str) -> dict[str, Any]:
+    """A space of one entity with one decayed mean."""
+    column = {"source": "cr", "dim": DIM, "aggregate": "decayed_mean", "half_life": "3d"}
+    return {"partitions": partitions, "flush": flush, "entities": {"user": {"columns": {"cr": column}}}}
+
+
+def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, rows_per_frame: int, seed: int) -> int:
+    """Write uncombined rows as frames; returns how many frames. Vectors come from one pool: nothing that is measured looks at values."""
+    random = np.random.default_rng(seed)
+    pool = random.normal(size=(BATCH, DIM)).astype(np.float32)
+    producer, sent = kafka.producer(bootstrap), 0
+    for first in range(0, rows, BATCH):
+        n = min(BATCH, rows - first)
+        keys = Keys.of((random.zipf(zipf, n) % users).tolist())
+        times = 1.6e9 + (first + np.arange(n)) * 1e-3
+        column = ColumnRows(pool[:n], np.ones(n), times, np.ones(n, np.bool_))
+        batch = Rows("user", keys, times, np.ones(n, np.int64), {"cr": column})
+        for partition, frame in frames.encode(space, batch, rows_per_frame):
+            producer.produce(space.frames_topic, frame, partition=partition)
+            sent += 1
+    if producer.flush(60):
+        raise CrossrepError("not all frames were acknowledged")
+    return sent
+
+
+def fold(space: Space, bootstrap: str, rows: int, *options: str) -> dict[str, float]:
+    """Drain all frames with one worker that has an empty disk, and check that every row was counted once."""
+    done = committed(bootstrap, fold_group(space), [space.frames_topic])
+    with tempfile.TemporaryDirectory() as folder:
+        with worker(Path(folder), "fold", space.name, "--bootstrap", bootstrap, "--name", "bench", "--data", folder, *options) as process:
+            flowing = process.wait(lambda: process.logged(r"partition \d+ flows"), "no partition flows")
+            cpu = process.cpu()
+            process.wait(done, "not all is folded")
+            ended, cpu = time.time(), process.cpu() - cpu
+            metrics = process.metrics()
+            process.stop()
+        with LocalView("user", space.name, bootstrap) as view:
+            view.wait(120)
+            counted = int(view.get(view.ids()).counts.sum())
+    if counted != rows:
+        raise CrossrepError(f"{rows} rows were written, but the representations count {counted}")
+    million = rows / 1e6
+    return {
+        "seconds": ended - flowing,
+        "rows_per_s": rows / (ended - flowing),
+        "with_start_seconds": ended - process.started,
+        "cpu_seconds_per_million": cpu / million,
+        "records_per_million": sum(metrics["fold_records_total"]) / million,
+        "flushes": sum(metrics["fold_flushes_total"]),
+        "peak_rss_mb": process.peak_rss / 2**20,
+    }
+
+
+@click.command()
+@click.option("--rows", default=2_000_000, show_default=True)
+@click.option("--users", default=100_000, show_default=True)
+@click.option("--zipf", default=1.2, show_default=True, help="Exponent of the users' activity.")
+@click.option("--partitions", default=4, show_default=True)
+@click.option("--rows-per-frame", default=512, show_default=True)
+@click.option("--flush", default="200ms", show_default=True, help="The space's flush interval.")
+@click.option("--runs", default=3, show_default=True, help="Medians are reported.")
+@click.option("--seed", default=0, show_default=True)
+@bootstrap_option
+def main(
+    rows: int, users: int, zipf: float, partitions: int, rows_per_frame: int, flush: str, runs: int, seed: int, bootstrap: str | None
+) -> None:
+    """Fold uncombined rows of 64 float16 with one worker, alternating with a bare consumer of the same topic.
+
+    From the moment the first partition flows until the last frame is committed, with an empty disk and new topics in each run.
+    """
+    about = {**conditions(), "rows": rows, "users": users, "zipf": zipf, "partitions": partitions, "flush": flush, "runs": runs}
+    drained, folded = [], []
+    with cluster(bootstrap) as address:
+        for run in range(runs):
+            with space_of(declared(partitions, flush), address) as space:
+                written = preload(space, address, rows, users, zipf, rows_per_frame, seed)
+                drained.append(in_process(drain, address, [space.frames_topic]))
+                folded.append(fold(space, address, rows))
+            console.print(f"run {run + 1}: {folded[-1]['rows_per_s']:,.0f} rows/s; bare {rows / drained[-1]['seconds']:,.0f}", style="dim")
+    bare, mine = middle(drained), middle(folded)
+    limit = rows / bare["seconds"]
+    cores = mine["cpu_seconds_per_million"] * mine["rows_per_s"] / 1e6
+    lines = [
+        ("bare consumer", f"{limit:,.0f} rows/s", f"{bare['bytes'] / bare['seconds'] / 1e6:,.0f} MB/s, {bare['messages']:,.0f} frames"),
+        ("fold worker", f"{mine['rows_per_s']:,.0f} rows/s", f"{mine['rows_per_s'] / limit:.0%} of the bare consumer"),
+        ("  its CPU", f"{mine['cpu_seconds_per_million']:.2f} s per million rows", f"{cores:.2f} of {about['cores']} cores busy"),
+        ("  changelog records", f"{mine['records_per_million']:,.0f} per million rows", f"{mine['flushes']:.0f} transactions"),
+        ("  memory", f"{mine['peak_rss_mb']:,.0f} MiB at most", f"{users:,} users at most"),
+        ("  with process start", f"{mine['with_start_seconds']:.1f} s", f"{mine['seconds']:.1f} s from the first frame on"),
+        ("rows counted", f"{rows:,}", "exactly, in every run"),
+    ]
+    report(
+        f"fold: {rows:,} rows, median of {runs}",
+        lines,
+        {
+            **about,
+            **mine,
+            "frames": written,
+            "bare_rows_per_s": limit,
+            "bare_cpu_seconds_per_million": bare["cpu"] / rows * 1e6,
+            "ratio_to_bare": mine["rows_per_s"] / limit,
+            "every_run_rows_per_s": [round(run["rows_per_s"]) for run in folded],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
