@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crossrep import kafka
-from crossrep.errors import CrossrepError
+from crossrep.errors import CrossrepError, TopicError
 from crossrep.spaces import SPACES_TOPIC
 from crossrep.spec import Space
 from streams import broker, topics
@@ -60,12 +60,16 @@ def space_of(declared: dict[str, Any], bootstrap: str) -> Iterator[Space]:
     name = f"bench-{os.getpid()}-{next(_numbers)}"
     inputs = {"impressions": "impressions", "clicks": "clicks", "user_features": "users", "item_features": "items"}
     space = Space.from_dict({**declared, "name": name, "inputs": {field: f"{name}.{topic}" for field, topic in inputs.items()}})
-    topics.create(space, bootstrap)
+    try:
+        topics.create(space, bootstrap)
+    except TopicError:  # the broker may show new topics only a moment after it has created them; repeating is safe
+        time.sleep(1)
+        topics.create(space, bootstrap)
     try:
         yield space
     finally:
-        futures = kafka.admin(bootstrap).delete_topics([topic.name for topic in topics.plan(space)])
-        for future in futures.values():
+        admin = kafka.admin(bootstrap)
+        for future in admin.delete_topics([topic.name for topic in topics.plan(space)]).values():
             future.result(kafka.REQUEST_TIMEOUT)
         producer = kafka.producer(bootstrap)
         producer.produce(SPACES_TOPIC, None, name)

@@ -37,7 +37,7 @@ def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, ro
     for first in range(0, rows, BATCH):
         n = min(BATCH, rows - first)
         keys = Keys.of((random.zipf(zipf, n) % users).tolist())
-        times = 1.6e9 + (first + np.arange(n)) * 1e-3
+        times = 1.6e9 + np.arange(first, first + n, dtype=np.float64) / 1000
         column = ColumnRows(pool[:n], np.ones(n), times, np.ones(n, np.bool_))
         batch = Rows("user", keys, times, np.ones(n, np.int64), {"cr": column})
         for partition, frame in frames.encode(space, batch, rows_per_frame):

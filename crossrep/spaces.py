@@ -37,9 +37,12 @@ def read_all(bootstrap: str | None = None) -> dict[str, bytes]:
     client = kafka.consumer(kafka.bootstrap_servers(bootstrap), config=kafka.ENDS)
     try:
         try:
-            metadata = client.list_topics(SPACES_TOPIC, timeout=kafka.REQUEST_TIMEOUT)
+            metadata = client.list_topics(SPACES_TOPIC, timeout=10)
         except KafkaException as error:
-            raise CrossrepError(f"no Kafka answers at {kafka.bootstrap_servers(bootstrap)}: {error.args[0].str()}") from None
+            raise CrossrepError(
+                f"no Kafka answers at {kafka.bootstrap_servers(bootstrap)} ({error.args[0].str()}). "
+                "Start one: crossrep kafka up, or set KAFKA_BOOTSTRAP"
+            ) from None
         if metadata.topics[SPACES_TOPIC].error is not None:
             return {}
         first, _ = kafka.watermarks(client, SPACES_TOPIC, 0)
