@@ -34,7 +34,7 @@ from crossrep.spec import Space
 from streams import broker, topics
 
 ROOT = Path(__file__).parent.parent
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 _numbers = itertools.count()
 
 

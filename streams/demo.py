@@ -172,7 +172,7 @@ def _workers(spec: Path, model: Path, console: Console) -> Iterator[dict[str, in
                 )
         with console.status("workers are starting"):
             for name, port in ports.items():
-                _until(lambda name=name, port=port: _alive(processes[name], logs / f"{name}.log") and _ready(port), f"{name} is ready", 90)  # type: ignore[misc]
+                _until(lambda name=name, port=port: _alive(processes[name], logs / f"{name}.log") and _ready(port), f"{name} is ready", 90)
         yield ports
     finally:
         for process in processes.values():

@@ -78,6 +78,9 @@ def check_sample(space: Space, sample: dict[str, Any], append_time: float) -> No
         raise BadEvent("weight", f"weight {weight}: finite and > 0")
     if not sample["keys"]:
         raise BadEvent("entity", "keys is empty: the sample counts for nothing")
+    for source, dim in space.sources.items():  # also those that no entity of the sample needs: they stand in the same array
+        if len(sample["vectors"].get(source, b"")) not in (0, 4 * dim):
+            raise BadEvent("vector", f"vector {source!r} must be {dim} float32")
     for entity, id in sample["keys"].items():
         if entity not in space.entities:
             raise BadEvent("entity", f"{entity!r} is not an entity of space {space.name!r}")

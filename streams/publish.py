@@ -18,7 +18,7 @@ from models.datasets import Dataset
 from schemas import codec
 
 # Kafka's own default partitioner, so that Java producers of the same topics agree on a key's partition.
-_PARTITIONER = {"partitioner": "murmur2_random"}
+PARTITIONER = {"partitioner": "murmur2_random"}
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Published:
 
 def publish_features(dataset: Dataset, inputs: Inputs, bootstrap: str) -> Published:
     """Send every user's and item's features. Raises CrossrepError if not all are acknowledged."""
-    producer = kafka.producer(bootstrap, **_PARTITIONER)
+    producer = kafka.producer(bootstrap, **PARTITIONER)
     sent = Published(users=len(dataset.user_ids), items=len(dataset.item_ids))
     for kind, topic, ids, columns in (
         ("user", inputs.user_features, dataset.user_ids, dataset.user_features),
@@ -71,7 +71,7 @@ def publish_events(
     Raises:
         CrossrepError: not all were acknowledged.
     """
-    producer = kafka.producer(bootstrap, **_PARTITIONER)
+    producer = kafka.producer(bootstrap, **PARTITIONER)
     sent, started = Published(), time.monotonic()
     impression, click = codec("impression").encode, codec("click").encode
     stop = None if limit is None else skip + limit

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +134,8 @@ class Feed:
     def __init__(self, space: Space, dataset: Dataset, bootstrap: str):
         self.impressions = self.clicks = 0
         self._space, self._dataset, self._bootstrap = space, dataset, bootstrap
-        self._left: Iterator[Impressions] = iter(())
+        self._runs = [run for run in dataset.impressions()]
+        assert len(self._runs) == 1, "meant for small data sets"
         publish.publish_features(dataset, space.inputs, bootstrap)
 
     @property
@@ -147,13 +147,10 @@ class Feed:
         """What every entity's counts must sum to."""
         return dict.fromkeys(self._space.entities, self.events)
 
-    def send(self, impressions: int = 200) -> None:
-        """The next piece, from the beginning again behind the end."""
-        run = next(self._left, None)
-        if run is None:
-            whole = [run for run in self._dataset.impressions()]
-            self._left = (_cut(run, at, at + impressions) for run in whole for at in range(0, len(run), impressions))
-            run = next(self._left)
+    def send(self, impressions: int = 100) -> None:
+        """The next ones, from the beginning again behind the end."""
+        start = self.impressions % self._dataset.size
+        run = _cut(self._runs[0], start, start + impressions)
         piece = dataclasses.replace(self._dataset, impressions=lambda: iter([run]), size=len(run))
         sent = publish.publish_events(piece, self._space.inputs, self._bootstrap)
         assert sent.impressions == len(run)
@@ -162,8 +159,8 @@ class Feed:
 
     def send_rest(self) -> None:
         """Whatever of the data set was never sent."""
-        while self.impressions < self._dataset.size:
-            self.send()
+        if self.impressions < self._dataset.size:
+            self.send(self._dataset.size)
 
 
 def start_infer(

@@ -20,7 +20,8 @@ POINTS = [point for point in faults.POINTS if point.startswith("infer.")]
 def feed_until_killed(feed: Feed, worker: subprocess.Popen[bytes], what: str, workers: Workers) -> None:
     deadline = time.monotonic() + 60
     while worker.poll() is None:
-        feed.send(40)
+        feed.send(20)
+        time.sleep(0.05)
         assert time.monotonic() < deadline, f"{what} was never passed\n{workers.logs()}"
     assert worker.returncode == -signal.SIGKILL, f"{what}\n{workers.logs()}"
 
