@@ -89,7 +89,6 @@ class Worker:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
         self._watched = psutil.Process(self._process.pid)
-        self.peak_rss = 0
 
     def wait(self, done: Callable[[], Any], what: str, timeout: float = 600.0, every: float = 0.02) -> Any:
         """What `done` returns once it is true.
@@ -101,7 +100,6 @@ class Worker:
         while not (result := done()):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise CrossrepError(f"{what}: the worker ended or took over {timeout:.0f} s:\n{self.log.read_text()[-3000:]}")
-            self.peak_rss = max(self.peak_rss, self._watched.memory_info().rss)
             time.sleep(every)
         return result
 
@@ -128,6 +126,14 @@ class Worker:
         """CPU seconds used so far, all threads."""
         times = self._watched.cpu_times()
         return float(times.user + times.system)
+
+    def peak_rss(self) -> int:
+        """Bytes, the most this process ever had; where Linux does not tell, what it has now."""
+        with suppress(OSError):
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self._watched.pid}/status").read_text())
+            if peak:
+                return int(peak[1]) * 1024
+        return int(self._watched.memory_info().rss)
 
     def stop(self) -> None:
         """SIGTERM, and wait: a worker flushes and leaves."""

@@ -27,7 +27,7 @@ from streams.infer import group_of
 from streams.publish import publish_events, publish_features
 from streams.verify import unfolded
 
-MAX_BATCH = 1024
+MAX_BATCH = 1024  # of the forward pass alone
 
 
 def simulated(events: int, users: int, items: int, seed: int) -> Dataset:
@@ -42,7 +42,7 @@ def train(folder: str, users: int, items: int, seed: int) -> None:
 
 
 def forward_rate(folder: str, seconds: float = 3.0) -> float:
-    """Events a second of the model's forward pass alone, one thread, at the worker's greatest batch: no infer worker can be faster."""
+    """Events a second of the model's forward pass alone, one thread, in batches of 1024: no infer worker can be faster."""
     import torch
 
     torch.set_num_threads(1)
@@ -95,8 +95,8 @@ def throughput(space: Space, bootstrap: str, infer: Worker, fold: Worker, events
         "commit_share": seen["infer_commit_seconds_total"][0] / (inferred - started),
         "events_per_batch": events / seen["infer_batches_total"][0],
         "rows_per_frame": seen["infer_rows_total"][0] / seen["infer_frames_total"][0],
-        "infer_peak_rss_mb": infer.peak_rss / 2**20,
-        "fold_peak_rss_mb": fold.peak_rss / 2**20,
+        "infer_peak_rss_mb": infer.peak_rss() / 2**20,
+        "fold_peak_rss_mb": fold.peak_rss() / 2**20,
     }
 
 
@@ -139,17 +139,26 @@ def declared(partitions: int | None) -> dict[str, Any]:
 @click.option("--items", default=5_000, show_default=True)
 @click.option("--partitions", type=int, help="Default: the demo space's.")
 @click.option("--seconds", default=20.0, show_default=True, help="Of the freshness measurement.")
+@click.option("--max-batch", default=1024, show_default=True, help="Events a batch of the infer worker, at most.")
 @click.option("--max-delay", default=0.02, show_default=True, help="Of the infer worker.")
 @click.option("--seed", default=0, show_default=True)
 @bootstrap_option
 def main(
-    events: int, users: int, items: int, partitions: int | None, seconds: float, max_delay: float, seed: int, bootstrap: str | None
+    events: int,
+    users: int,
+    items: int,
+    partitions: int | None,
+    seconds: float,
+    max_batch: int,
+    max_delay: float,
+    seed: int,
+    bootstrap: str | None,
 ) -> None:
     """Simulated impressions and clicks through one infer and one fold worker.
 
     Throughput: everything is published first. Freshness: at half that rate, from just before produce() to visible in a LocalView.
     """
-    about = {**conditions(), "impressions": events, "users": users, "items": items, "max_delay": max_delay}
+    about = {**conditions(), "impressions": events, "users": users, "items": items, "max_batch": max_batch, "max_delay": max_delay}
     dataset = simulated(events, users, items, seed)
     with cluster(bootstrap) as address, tempfile.TemporaryDirectory() as folder:
         model = f"{folder}/model"
@@ -164,7 +173,7 @@ def main(
             common = ["--bootstrap", address, "--name", "bench"]
             with worker(Path(folder), "fold", space.name, *common, "--data", f"{folder}/fold") as fold:
                 fold.wait(fold.ready, "fold is not ready")
-                options = ["--max-batch", str(MAX_BATCH), "--max-delay", str(max_delay)]
+                options = ["--max-batch", str(max_batch), "--max-delay", str(max_delay)]
                 with worker(Path(folder), "infer", space.name, "--model", model, *common, *options) as infer:
                     through = throughput(space, address, infer, fold, sent.events)
                     rate = through["events_per_s"]

@@ -57,7 +57,7 @@ def fold(space: Space, bootstrap: str, rows: int, *options: str) -> dict[str, fl
             cpu = process.cpu()
             process.wait(done, "not all is folded")
             ended, cpu = time.time(), process.cpu() - cpu
-            metrics = process.metrics()
+            metrics, peak = process.metrics(), process.peak_rss()
             process.stop()
         with LocalView("user", space.name, bootstrap) as view:
             view.wait(120)
@@ -72,7 +72,7 @@ def fold(space: Space, bootstrap: str, rows: int, *options: str) -> dict[str, fl
         "cpu_seconds_per_million": cpu / million,
         "records_per_million": sum(metrics["fold_records_total"]) / million,
         "flushes": sum(metrics["fold_flushes_total"]),
-        "peak_rss_mb": process.peak_rss / 2**20,
+        "peak_rss_mb": peak / 2**20,
     }
 
 

@@ -15,7 +15,7 @@ from crossrep.errors import CrossrepError
 from crossrep.spec import Space
 from crossrep.view import LocalView
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 130)  # not the 80 columns rich assumes of a pipe
 
 HELP = """Streaming, exactly-once aggregation of user, item and cross representations.
 

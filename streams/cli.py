@@ -191,7 +191,10 @@ def train(source: str, folder: Path | None, out: Path, **simulated: int) -> None
 @_worker_options(6067)
 @_pipeline_options
 @click.option("--threads", default=1, show_default=True, help="CPU threads of the model.")
-def infer(space: str, folder: Path, threads: int, verbose: bool, bootstrap: str | None, **options: Any) -> None:
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", show_default=True, help="Never mix two in one space."
+)
+def infer(space: str, folder: Path, threads: int, dtype: str, verbose: bool, bootstrap: str | None, **options: Any) -> None:
     """Run the upstream model over impressions and clicks, and write frames, exactly once.
 
     SPACE is a published space's name, or its TOML file. Run several, each with its own --name, to share the work. SIGTERM finishes the
@@ -205,7 +208,7 @@ def infer(space: str, folder: Path, threads: int, verbose: bool, bootstrap: str 
     _logging(verbose)
     torch.set_num_threads(threads)
     address = kafka.bootstrap_servers(bootstrap)
-    worker.run(resolve(space, address), address, upstream.load(folder), _pipeline_settings(**options))
+    worker.run(resolve(space, address), address, upstream.load(folder, dtype=dtype), _pipeline_settings(**options))
 
 
 @cli.command()

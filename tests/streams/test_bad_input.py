@@ -13,7 +13,9 @@ from confluent_kafka import Producer, TopicPartition
 from numpy.typing import NDArray
 
 from crossrep import LocalView, frames, kafka
-from crossrep.keys import Keys
+from crossrep.aggregates import Aggregates
+from crossrep.keys import KeyIndex, Keys
+from crossrep.records import RecordLayout
 from crossrep.rows import Rows
 from crossrep.spec import Space
 from crossrep.writer import rows_of
@@ -206,7 +208,7 @@ def test_frames(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
     other, _ = new_space(bootstrap, tmp_path, partitions=2)
     topic, good_ids = space.frames_topic, [i for i in range(400) if Keys.of([i]).partitions(space.partitions)[0] == 0]
     foreign = next(i for i in range(100) if Keys.of([i]).partitions(space.partitions)[0] == 1)
-    sent, total = Sent(bootstrap), 0
+    sent, taken = Sent(bootstrap), []
     good = spoilt(space, lambda frame: None)
     bad: list[tuple[str, bytes | None]] = [
         ("schema", b"garbage"),
@@ -246,15 +248,31 @@ def test_frames(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
     for number, (reason, value) in enumerate(bad):
         sent.refused(reason, topic, [None, b"", b"key"][number % 3], value, partition=0)
         ids = [good_ids[(number * 7 + n) % len(good_ids)] for n in range(5)]
-        # Late ones, equal times, and a vector sent twice among them.
-        sent.good(topic, None, frame_of(space, "user", ids, NOW - DAY + (number % 5) * 3600 * (-1) ** number), partition=0)
-        total += len(ids)
-    item = frame_of(space, "item", good_ids[:10])
-    for _ in range(2):  # the same bytes twice are twice as many events
-        sent.good(topic, None, item, partition=0)
+        # Late ones and equal times among them.
+        frame = frame_of(space, "user", ids, NOW - DAY + (number % 5) * 3600 * (-1) ** number)
+        for _ in range(1 + number % 2):  # the same bytes twice are twice as many events
+            sent.good(topic, None, frame, partition=0)
+            taken.append(frames.decode(space, frame))
     wait_for(lambda: settled(space, bootstrap), "frames folded")
     assert letters(space, bootstrap) == sent.bad
-    prove(space, bootstrap, {"user": total, "item": 20})
+    with LocalView("user", space.name, bootstrap) as view:
+        view.wait(60)
+        state = Aggregates(RecordLayout(space, "user"), 1000)
+        index = KeyIndex(1000)
+        for rows in taken:
+            slots = index.find(rows.keys)
+            index.insert(rows.keys, slots)
+            state.fold(slots, rows)
+        answer = view.get(index.keys(index.slots()).tolist(), at=0.0)
+        slots = index.slots()
+        assert answer.found.all() and len(view) == index.size
+        assert answer.counts.tolist() == state.count[slots].tolist() and int(answer.counts.sum()) == sum(map(len, taken))
+        for name, column in state.columns.items():
+            expected = column.rows(slots)
+            np.testing.assert_allclose(answer[name].vectors, expected.vectors, rtol=1e-5, atol=1e-7)
+            assert np.array_equal(answer[name].times[expected.present], expected.times[expected.present])
+        np.testing.assert_allclose(answer["cr"].weights, state.columns["cr"].weight[slots])
+    prove(space, bootstrap, {"user": sum(map(len, taken)), "item": 0})  # and `crossrep verify` refuses what the workers refuse
 
 
 def sample(space: Space, **changed: Any) -> bytes:

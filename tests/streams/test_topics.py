@@ -1,0 +1,251 @@
+"""Topics derived from a space: created once, checked before any worker starts, and every misfit named with what to do."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
+
+from crossrep import LocalView, SpaceError, TopicError, kafka, spaces
+from crossrep.cli import cli
+from crossrep.spec import Space
+from streams import topics
+from tests.cluster import SPEC, Workers, free_port, new_space, wait_for
+from tests.streams.small_model import small_model
+
+_names = itertools.count()
+
+
+def described(bootstrap: str) -> set[str]:
+    admin = kafka.admin(bootstrap)
+    return set(admin.list_topics(timeout=30).topics)
+
+
+def delete(bootstrap: str, name: str) -> None:
+    admin = kafka.admin(bootstrap)
+    for future in admin.delete_topics([name], operation_timeout=30).values():
+        future.result(30)
+    wait_for(lambda: name not in described(bootstrap), f"{name} is gone")
+
+
+def alter(bootstrap: str, topic: str, key: str, value: str) -> None:
+    admin = kafka.admin(bootstrap)
+    entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+    for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]).values():
+        future.result(30)
+
+    def seen() -> bool:
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        return all(future.result(30)[key].value == value for future in admin.describe_configs([resource]).values())
+
+    wait_for(seen, f"{topic}: {key}={value}")
+
+
+def test_create_is_idempotent(bootstrap: str, tmp_path: Path) -> None:
+    space = Space.parse(SPEC.format(name=f"once-{os.getpid()}", partitions=3))
+    created = topics.create(space, bootstrap)
+    expected = {topic.name for topic in topics.plan(space)}
+    assert expected <= {*created} <= expected | {spaces.SPACES_TOPIC}
+    assert {topic for topic in expected if topic.startswith("representations.")} == {
+        f"representations.{entity}.{space.name}" for entity in ("user", "item")
+    }
+    published = topics.check(space, bootstrap)
+    assert published.space.hash == space.hash and set(published.topic_ids) == {
+        space.frames_topic,
+        space.representations_topic("user"),
+        space.representations_topic("item"),
+    }
+    for _ in range(3):
+        assert topics.create(space, bootstrap) == []
+    assert topics.check(space, bootstrap) == published
+    admin = kafka.admin(bootstrap)
+    metadata = admin.list_topics(timeout=30).topics
+    for topic in topics.plan(space):
+        assert len(metadata[topic.name].partitions) == topic.partitions
+        config = next(iter(admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic.name)]).values())).result(30)
+        assert {key: config[key].value for key in topic.config} == topic.config
+
+
+def test_what_is_missing_is_created_again_and_inputs_of_the_platform_are_kept(bootstrap: str, tmp_path: Path) -> None:
+    name = f"shared-{os.getpid()}"
+    space = Space.parse(SPEC.format(name=name, partitions=2))
+    admin = kafka.admin(bootstrap)
+    platform = NewTopic(space.inputs.impressions, 7, 1, config={"message.timestamp.type": "LogAppendTime", "cleanup.policy": "delete"})
+    for future in admin.create_topics([platform]).values():
+        future.result(30)
+    wait_for(lambda: space.inputs.impressions in described(bootstrap), "the platform's topic is there")
+    assert space.inputs.impressions not in topics.create(space, bootstrap)
+    topics.check(space, bootstrap)  # an input may have any number of partitions
+    delete(bootstrap, space.inference_topic)
+    with pytest.raises(TopicError, match=rf"{space.inference_topic} is missing. Create it: crossrep topics create"):
+        topics.check(space, bootstrap)
+    assert topics.create(space, bootstrap) == [space.inference_topic]
+    topics.check(space, bootstrap)
+
+
+def test_another_spec_of_the_same_name_is_refused(bootstrap: str, tmp_path: Path) -> None:
+    name = f"model{os.getpid()}-v7"
+    first = Space.parse(SPEC.format(name=name, partitions=2))
+    topics.create(first, bootstrap)
+    other = Space.parse(SPEC.format(name=name, partitions=2).replace('half_life = "1h"', 'half_life = "2h"'))
+    for ask in (topics.create, topics.check):
+        with pytest.raises(SpaceError, match=rf"give the new one another name, such as model{os.getpid()}-v8,"):
+            ask(other, bootstrap)
+    assert spaces.find(name, bootstrap).space.hash == first.hash
+    slower = Space.parse(SPEC.format(name=name, partitions=2).replace('flush = "50ms"', 'flush = "1s"'))
+    assert topics.create(slower, bootstrap) == []  # how often to flush is no part of what vectors mean
+    with pytest.raises(SpaceError, match="no space 'never-published'"):
+        topics.check(Space.parse(SPEC.format(name="never-published", partitions=2)), bootstrap)
+
+
+@pytest.fixture(scope="module")
+def spare(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Space:
+    """A space whose topics tests may spoil, if they mend them."""
+    return new_space(bootstrap, tmp_path_factory.mktemp("spare"), partitions=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("topic", "key", "wrong"),
+    [
+        ("frames.{}", "message.timestamp.type", "CreateTime"),
+        ("events.impressions.{}", "message.timestamp.type", "CreateTime"),
+        ("frames.{}", "cleanup.policy", "compact"),
+        ("representations.user.{}", "cleanup.policy", "delete"),
+        ("representations.item.{}", "cleanup.policy", "compact,delete"),
+        ("features.user.{}", "cleanup.policy", "delete"),
+        ("frames.{}", "max.message.bytes", "1000000"),
+    ],
+)
+def test_a_changed_setting_is_named(bootstrap: str, spare: Space, topic: str, key: str, wrong: str) -> None:
+    name = topic.format(spare.name)
+    right = next(t.config[key] for t in topics.plan(spare) if t.name == name)
+    alter(bootstrap, name, key, wrong)
+    for ask in (topics.check, topics.create):
+        with pytest.raises(TopicError) as caught:
+            ask(spare, bootstrap)
+        for part in (name, f"{key}={wrong}", right, "kafka-configs.sh --alter"):
+            assert part in str(caught.value)
+    alter(bootstrap, name, key, right)
+    topics.check(spare, bootstrap)
+
+
+def test_a_wrong_number_of_partitions_is_named(bootstrap: str, tmp_path: Path) -> None:
+    space, _ = new_space(bootstrap, tmp_path, partitions=2)
+    topic = space.representations_topic("user")
+    for future in kafka.admin(bootstrap).create_partitions([NewPartitions(topic, 3)]).values():
+        future.result(30)
+    wait_for(lambda: len(kafka.admin(bootstrap).list_topics(timeout=30).topics[topic].partitions) == 3, "partition added")
+    for ask in (topics.check, topics.create):
+        with pytest.raises(TopicError, match=rf"{topic} has 3 partitions, the space declares 2; keys would move"):
+            ask(space, bootstrap)
+
+
+def recreate(bootstrap: str, space: Space, name: str) -> None:
+    topic = next(t for t in topics.plan(space) if t.name == name)
+    delete(bootstrap, name)
+    admin: AdminClient = kafka.admin(bootstrap)
+
+    def created() -> bool:
+        try:
+            for future in admin.create_topics([NewTopic(name, topic.partitions, 1, config=topic.config)]).values():
+                future.result(30)
+        except KafkaException:
+            return False  # still being deleted
+        return True
+
+    wait_for(created, f"{name} is created again")
+    wait_for(lambda: name in described(bootstrap), f"{name} is there again")
+
+
+def test_a_topic_created_anew_is_refused_until_published_again(bootstrap: str, tmp_path: Path) -> None:
+    space, _ = new_space(bootstrap, tmp_path, partitions=2)
+    name = space.representations_topic("item")
+    recreate(bootstrap, space, name)
+    with pytest.raises(TopicError, match=rf"{name} were deleted and created anew since .* publish again: crossrep topics create"):
+        topics.check(space, bootstrap)
+    assert topics.create(space, bootstrap) == []
+    topics.check(space, bootstrap)
+
+
+def refused(workers: Workers, args: list[str], *parts: str) -> None:
+    """The worker ends by itself, soon, with one clear message and no stack."""
+    process = workers.start(*args)
+    assert process.wait(60) == 1, workers.logs()
+    (log,) = [path.read_text() for path in workers.folder.glob(f"{len(workers.running) - 1}-*.log")]
+    assert log.startswith("crossrep: ") and "Traceback" not in log, log
+    for part in parts:
+        assert part in log
+
+
+def test_workers_do_not_start_against_topics_that_do_not_fit(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path, partitions=2)
+    recreate(bootstrap, space, space.frames_topic)
+    common = ["--name", "w", "--port", str(free_port())]
+    refused(workers, ["fold", str(path), *common], space.frames_topic, "created anew", "crossrep topics create")
+    refused(workers, ["frame", space.name, *common], space.frames_topic, "created anew", "crossrep topics create")
+    topics.create(space, bootstrap)
+    # The small model gives cr[64], this space wants cr[8].
+    refused(workers, ["infer", str(path), "--model", str(small_model()), *common], "cr[8]", "cr[64]")
+    refused(workers, ["infer", str(path), "--model", str(tmp_path / "nowhere"), *common], "no model in")
+    delete(bootstrap, space.representations_topic("user"))
+    refused(workers, ["fold", space.name, *common], space.representations_topic("user"), "is missing")
+    other = tmp_path / "other.toml"
+    other.write_text(path.read_text().replace('half_life = "1h"', 'half_life = "9h"'))
+    refused(workers, ["fold", str(other), *common], "another spec", "another name")
+    refused(workers, ["fold", "no-such-space", *common], "no space 'no-such-space'", space.name)
+
+
+def test_a_worker_of_the_same_name_on_the_same_disk_is_refused(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    _, path = new_space(bootstrap, tmp_path, partitions=2)
+    first = workers.fold(path, "twin")
+    lock = tmp_path / "home" / "fold" / path.stem / "twin" / "lock"
+    wait_for(lambda: lock.exists(), "the first holds its folder")
+    refused(workers, ["fold", str(path), "--name", "twin", "--port", str(free_port())], "'twin' already runs", "--name")
+    assert first.poll() is None
+
+
+def test_no_broker_is_said_so(workers: Workers, tmp_path: Path) -> None:
+    started = time.monotonic()
+    path = tmp_path / "space.toml"
+    path.write_text(SPEC.format(name="nobody", partitions=2))
+    refused(workers, ["topics", "create", str(path), "--bootstrap", f"127.0.0.1:{free_port()}"], "no Kafka answers")
+    assert time.monotonic() - started < 60
+
+
+def test_an_unreadable_space_does_not_hide_the_others(bootstrap: str, tmp_path: Path) -> None:
+    space, _ = new_space(bootstrap, tmp_path, partitions=2)
+    broken = {
+        f"broken-{os.getpid()}-a": b"{ not json",
+        f"broken-{os.getpid()}-b": b'{"spec": {"name": "from the future", "quantum": true}, "hash": "00", "topic_ids": {}}',
+        f"broken-{os.getpid()}-c": b"{}",
+        f"broken-{os.getpid()}-d": b"[]",
+        f"broken-{os.getpid()}-e": b"\xff\xfe",
+        b"\xff\xfe": b"a name that is not UTF-8",
+    }
+    producer = kafka.producer(bootstrap)
+    for name, value in broken.items():
+        producer.produce(spaces.SPACES_TOPIC, value, name)
+    assert producer.flush(30) == 0
+    try:
+        assert spaces.find(space.name, bootstrap).space == space
+        topics.check(space, bootstrap)
+        new_space(bootstrap, tmp_path, partitions=2)
+        LocalView("user", space.name, bootstrap).close()
+        shown = CliRunner().invoke(cli, ["spaces", "--bootstrap", bootstrap], catch_exceptions=False, env={"COLUMNS": "200"})
+        assert shown.exit_code == 0
+        for name in [space.name, *(name for name in broken if isinstance(name, str))]:
+            assert name in shown.output
+        for name in broken:
+            if isinstance(name, str):
+                with pytest.raises(SpaceError):
+                    spaces.find(name, bootstrap)
+    finally:
+        for name in broken:
+            producer.produce(spaces.SPACES_TOPIC, None, name)
+        producer.flush(30)
