@@ -54,7 +54,7 @@ def read_all(bootstrap: str | None = None) -> dict[str, bytes]:
                     return found
                 if message.error():
                     raise CrossrepError(f"reading {SPACES_TOPIC}: {message.error().str()}")
-                name = message.key().decode()
+                name = message.key().decode(errors="replace")
                 if message.value() is None:
                     found.pop(name, None)
                 else:
@@ -84,11 +84,14 @@ def decode(name: str, value: bytes) -> Published:
     Raises:
         SpecError, SpaceError: it is invalid here, or has not the hash it was published with: this crossrep is too old or too new for it.
     """
-    declared = json.loads(value)
-    space = Space.from_dict(declared["spec"], source=f"space {name!r} on topic {SPACES_TOPIC}")
-    if space.hash.hex() != declared["hash"]:
+    try:
+        declared = json.loads(value)
+        spec, digest, topic_ids = declared["spec"], declared["hash"], declared["topic_ids"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpaceError(f"what topic {SPACES_TOPIC} says of space {name!r} cannot be read: {error!r}") from None
+    space = Space.from_dict(spec, source=f"space {name!r} on topic {SPACES_TOPIC}")
+    if space.hash.hex() != digest:
         raise SpaceError(
-            f"space {name!r} was published with hash {declared['hash']}, read here as {space.hash.hex()}: use the "
-            "crossrep version that published it"
+            f"space {name!r} was published with hash {digest}, read here as {space.hash.hex()}: use the crossrep version that published it"
         )
-    return Published(space, declared["topic_ids"])
+    return Published(space, topic_ids)

@@ -201,7 +201,8 @@ class LocalView:
             weights = np.full(len(found), np.nan)
             if column.half_life is not None:
                 held = np.where(found, records[f"{name}_weight"], 0.0)
-                weights = algebra.decay(held, at - np.where(held > 0, times, at), column.half_life)
+                since = np.subtract(at, times, out=np.zeros(len(held)), where=held > 0)
+                weights = algebra.decay(held, since, column.half_life)
             columns[name] = ColumnValues(vectors, weights, times)
         counts = np.where(found, records["count"], 0).astype(np.int64)
         return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), at, columns)

@@ -127,8 +127,8 @@ class FrameWriter:
         Raises:
             CrossrepError: it could not be committed, and is not visible; a writer of the same name may have taken over.
         """
-        self._producer.begin_transaction()
         try:
+            self._producer.begin_transaction()
             for partition, frame in self._pending:
                 self._producer.produce(self.space.frames_topic, frame, partition=partition)
             self._producer.commit_transaction()

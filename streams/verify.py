@@ -1,6 +1,7 @@
 """The proof: what the state must be, computed independently from the recorded frames, held against what readers see.
 
-Nothing of the system's own path is used: frames are read with plain fastavro, and each key's decayed mean is the textbook sum in float64,
+Every recorded frame must be either in the state or in the dead letters. Nothing of the system's own path is used: frames are read with
+plain fastavro, and each key's decayed mean is the textbook sum in float64,
 
     mean = Σ wᵢ·2^(-(T-tᵢ)/h)·xᵢ / Σ wᵢ·2^(-(T-tᵢ)/h),   T = max tᵢ
 
@@ -19,7 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from confluent_kafka import TopicPartition
+from confluent_kafka import Message, TopicPartition
 from fastavro import parse_schema, schemaless_reader
 from numpy.typing import NDArray
 from rich.table import Table
@@ -28,6 +29,7 @@ from crossrep import kafka
 from crossrep.errors import CrossrepError
 from crossrep.spec import Column, Space, fold_group
 from crossrep.view import LocalView
+from schemas import codec
 
 TOLERANCE = 1e-6  # of vectors and weights, relative
 
@@ -66,7 +68,7 @@ def verify(space: Space, bootstrap: str, progressed: Callable[[int, int], None] 
         CrossrepError: frames have been deleted by retention, so the whole truth is no longer recorded; or frames are being written or
             folded right now, so that there is no one moment to compare at.
     """
-    before = _bounds(space, bootstrap)
+    before = _bounds(space.frames_topic, bootstrap)
     _wait_until_folded(space, bootstrap)
     expected = recompute(space, bootstrap, progressed)
     verdicts = []
@@ -74,7 +76,7 @@ def verify(space: Space, bootstrap: str, progressed: Callable[[int, int], None] 
         with LocalView(entity, space.name, bootstrap) as view:
             view.wait(120)
             verdicts.append(_compare(view, expected[entity]))
-    if _bounds(space, bootstrap) != before:
+    if _bounds(space.frames_topic, bootstrap) != before:
         raise CrossrepError(f"frames were written to {space.frames_topic} meanwhile; verify while nothing publishes or infers")
     return verdicts
 
@@ -119,15 +121,19 @@ def _wait_until_folded(space: Space, bootstrap: str, timeout: float = 60.0) -> N
 def recompute(space: Space, bootstrap: str, progressed: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Expected]:
     """What the state of every entity must be, from the frames topic alone."""
     expected = {entity: Expected() for entity in space.entities}
-    bounds = _bounds(space, bootstrap)
-    for done, total, frame in _frames(space, bootstrap, bounds):  # first pass: keys, counts, and each column's newest time
+    bounds = _bounds(space.frames_topic, bootstrap)
+    gone = {n: first for n, (first, _) in bounds.items() if first > 0}
+    if gone:
+        raise CrossrepError(f"{space.frames_topic} has lost its first frames to retention (partition -> first offset: {gone})")
+    refused = _refused(space, bootstrap)
+    for done, total, frame in _frames(space, bootstrap, bounds, refused):  # first pass: keys, counts, and each column's newest time
         _first_pass(expected[frame["entity"]], space, frame)
         progressed(done, 2 * total)
     for entity, e in expected.items():
         for name, column in space.entities[entity].columns.items():
             e.weight[name] = np.zeros(len(e.ids))
             e.vector[name] = np.zeros((len(e.ids), column.dim))
-    for done, total, frame in _frames(space, bootstrap, bounds):  # second pass: sums decayed to those times
+    for done, total, frame in _frames(space, bootstrap, bounds, refused):  # second pass: sums decayed to those times
         _second_pass(expected[frame["entity"]], space, frame)
         progressed(total + done, 2 * total)
     for entity, e in expected.items():
@@ -138,65 +144,53 @@ def recompute(space: Space, bootstrap: str, progressed: Callable[[int, int], Non
     return expected
 
 
-def _bounds(space: Space, bootstrap: str) -> dict[int, tuple[int, int]]:
-    """First and next offset of every frames partition."""
+def _bounds(topic: str, bootstrap: str) -> dict[int, tuple[int, int]]:
+    """First and next offset of every partition."""
     client = kafka.consumer(bootstrap)
     try:
-        return {n: kafka.watermarks(client, space.frames_topic, n) for n in range(space.partitions)}
+        partitions = client.list_topics(topic, timeout=kafka.REQUEST_TIMEOUT).topics[topic].partitions
+        return {n: kafka.watermarks(client, topic, n) for n in partitions}
     finally:
         client.close()
 
 
-def _frames(space: Space, bootstrap: str, bounds: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    schema = parse_schema(json.loads((files("crossrep") / "schemas" / "frame.1.avsc").read_text()))
+def _messages(topic: str, bootstrap: str, bounds: dict[int, tuple[int, int]]) -> Iterator[Message]:
+    """Everything committed within the bounds, per partition in order."""
     client = kafka.consumer(bootstrap, config=kafka.ENDS)
     try:
-        gone = {n: first for n, (first, _) in bounds.items() if first > 0}
-        if gone:
-            raise CrossrepError(f"{space.frames_topic} has lost its first frames to retention (partition -> first offset: {gone})")
-        total = max(1, sum(end for _, end in bounds.values()))
-        left = {n for n, (_, end) in bounds.items() if end > 0}
-        client.assign([TopicPartition(space.frames_topic, n, 0) for n in left])
-        position = dict.fromkeys(left, 0)
+        left = {n for n, (first, end) in bounds.items() if end > first}
+        client.assign([TopicPartition(topic, n, bounds[n][0]) for n in left])
         while left:
             for message in client.consume(1000, 0.05):
                 if kafka.is_end(message):
                     left.discard(message.partition())
                 elif message.error():
-                    raise CrossrepError(f"reading {space.frames_topic}: {message.error().str()}")
+                    raise CrossrepError(f"reading {topic}: {message.error().str()}")
                 elif message.offset() < bounds[message.partition()][1]:
-                    position[message.partition()] = message.offset() + 1
-                    frame = _readable(space, schema, message.value())
-                    if frame is not None:
-                        yield sum(position.values()), total, frame
+                    yield message
     finally:
         client.close()
 
 
-def _readable(space: Space, schema: Any, value: bytes) -> dict[str, Any] | None:
-    """The frame, or None for the garbage that the system must have refused."""
-    try:
-        frame = schemaless_reader(BytesIO(value[10:]), schema, None)
-    except Exception:  # fastavro raises whatever its decoding hits
-        return None
-    valid = isinstance(frame, dict) and frame["space_hash"] == space.hash and _is_sound(frame)
-    return frame if valid else None
+def _refused(space: Space, bootstrap: str) -> set[tuple[int, int]]:
+    """Partition and offset of every frame that lies in the dead letters: each frame must be either there or in the state."""
+    topic, letters = space.dead_letters_topic, codec("dead_letter")
+    found = [letters.decode(message.value()) for message in _messages(topic, bootstrap, _bounds(topic, bootstrap))]
+    return {(letter["partition"], letter["offset"]) for letter in found if letter["topic"] == space.frames_topic}
 
 
-def _is_sound(frame: dict[str, Any]) -> bool:
-    times = np.frombuffer(frame["times"], "<f8")
-    vectors = [np.frombuffer(block["values"], block["dtype"]) for block in frame["vectors"]]
-    weights = []
-    for column in frame["columns"]:
-        own = np.frombuffer(column["weights"], "<f8") if column["weights"] else np.ones(frame["rows"])
-        weights.append(own[np.frombuffer(column["present"], np.bool_)] if column["present"] else own)
-    return bool(
-        len(times) == frame["rows"]
-        and np.isfinite(times).all()
-        and (times >= 0).all()
-        and all(np.isfinite(v).all() for v in vectors)
-        and all((w > 0).all() and np.isfinite(w).all() for w in weights)
-    )
+def _frames(
+    space: Space, bootstrap: str, bounds: dict[int, tuple[int, int]], refused: set[tuple[int, int]]
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Every frame that must have been folded, with how far reading is: offsets read, offsets in all."""
+    schema = parse_schema(json.loads((files("crossrep") / "schemas" / "frame.1.avsc").read_text()))
+    total = max(1, sum(end for _, end in bounds.values()))
+    position = dict.fromkeys(bounds, 0)
+    for message in _messages(space.frames_topic, bootstrap, bounds):
+        position[message.partition()] = message.offset() + 1
+        if (message.partition(), message.offset()) not in refused:
+            frame: Any = schemaless_reader(BytesIO(message.value()[10:]), schema, None)
+            yield sum(position.values()), total, frame
 
 
 def _keys(frame: dict[str, Any]) -> list[bytes]:
@@ -263,7 +257,7 @@ def _compare(view: LocalView, e: Expected) -> Verdict:
         error = np.abs(values.vectors - vector).max(axis=1, initial=0.0) / size
         worst_vector = max(worst_vector, float(error.max(initial=0.0)))
         different |= error > TOLERANCE
-        different |= values.times != e.time[name][:n]
+        different |= values.times != e.time.get(name, np.zeros(0))[:n]  # nothing was ever written of an entity: no times
         if view.space.entities[view.entity].columns[name].aggregate == "decayed_mean":
             error = np.abs(values.weights - e.weight[name]) / np.maximum(e.weight[name], 1e-300)
             worst_weight = max(worst_weight, float(error.max(initial=0.0)))

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -134,7 +133,7 @@ class Feed:
     def __init__(self, space: Space, dataset: Dataset, bootstrap: str):
         self.impressions = self.clicks = 0
         self._space, self._dataset, self._bootstrap = space, dataset, bootstrap
-        self._runs = [run for run in dataset.impressions()]
+        self._runs = list(dataset.impressions())
         assert len(self._runs) == 1, "meant for small data sets"
         publish.publish_features(dataset, space.inputs, bootstrap)
 
@@ -169,14 +168,16 @@ def start_infer(
     return workers.start(*_infer(path, name, *more, port=port), fault=fault)
 
 
-def start_infer_that_stops(workers: Workers, path: Path, name: str, point: str, after: int) -> subprocess.Popen[bytes]:
-    """An inference worker that SIGSTOPs itself at the `after`-th pass of a fault point."""
+def start_infer_that_stops(workers: Workers, path: Path, point: str, after: int) -> tuple[subprocess.Popen[bytes], Path]:
+    """An inference worker that SIGSTOPs itself at the `after`-th pass of a fault point, and its log."""
+    name = f"zombie-{point}"
     command = [sys.executable, "-c", _STOPS_ITSELF, point, str(after), *_infer(path, name)]
     environment = {**os.environ, "CROSSREP_HOME": str(workers.folder / "home"), "PYTHONPATH": str(cluster.ROOT)}
-    log = (workers.folder / f"{len(workers.running)}-{name}.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=cluster.ROOT)
+    log = workers.folder / f"{len(workers.running)}-{name}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=cluster.ROOT)
     workers.running.append(process)
-    return process
+    return process, log
 
 
 def _infer(path: Path, name: str, *more: str, port: int | None = None) -> list[str]:
@@ -220,7 +221,3 @@ def inferred(space: Space, bootstrap: str) -> bool:
     """Is every event turned into frames, and are the frames visible?"""
     inputs = [space.inputs.impressions, space.inputs.clicks]
     return consumed(inputs, f"infer.{space.name}", bootstrap) and nothing_open(space.frames_topic, bootstrap)
-
-
-def resume(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGCONT)
