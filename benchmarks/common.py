@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crossrep import kafka
-from crossrep.errors import CrossrepError, TopicError
+from crossrep.errors import CrossrepError
 from crossrep.spaces import SPACES_TOPIC
 from crossrep.spec import Space
 from streams import broker, topics
@@ -60,11 +60,7 @@ def space_of(declared: dict[str, Any], bootstrap: str) -> Iterator[Space]:
     name = f"bench-{os.getpid()}-{next(_numbers)}"
     inputs = {"impressions": "impressions", "clicks": "clicks", "user_features": "users", "item_features": "items"}
     space = Space.from_dict({**declared, "name": name, "inputs": {field: f"{name}.{topic}" for field, topic in inputs.items()}})
-    try:
-        topics.create(space, bootstrap)
-    except TopicError:  # the broker may show new topics only a moment after it has created them; repeating is safe
-        time.sleep(1)
-        topics.create(space, bootstrap)
+    topics.create(space, bootstrap)
     try:
         yield space
     finally:
@@ -156,13 +152,17 @@ def worker(folder: Path, *args: str) -> Iterator[Worker]:
         running.kill()
 
 
-def committed(bootstrap: str, group: str, inputs: list[str]) -> Callable[[], bool]:
-    """Says whether the group has committed all that is in these topics now; for topics without transactions, whose ends are exact."""
+def committed(bootstrap: str, group: str, inputs: list[str], transactions: bool = False) -> Callable[[], bool]:
+    """Says, within milliseconds, whether the group has committed all that is in these topics now. (`verify.unfolded` takes over a second.)
+
+    Args:
+        transactions: the topics were written in transactions, so that the last offset is a marker, which nobody consumes.
+    """
     client, admin = kafka.consumer(bootstrap), kafka.admin(bootstrap)
     ends = {}
     for topic in inputs:
         for number in client.list_topics(topic, timeout=kafka.REQUEST_TIMEOUT).topics[topic].partitions:
-            ends[topic, number] = kafka.watermarks(client, topic, number)[1]
+            ends[topic, number] = max(0, kafka.watermarks(client, topic, number)[1] - transactions)
     client.close()
     asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, number) for topic, number in ends])
 

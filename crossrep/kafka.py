@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 from crossrep.errors import CrossrepError
 
 REQUEST_TIMEOUT = 30.0  # seconds to wait for the cluster before giving up
+RETRY_FOR = 60.0  # seconds a commit may wait for a cluster that is away
 
 
 def home() -> Path:
@@ -91,6 +93,23 @@ def consumer(bootstrap: str, group: str = "crossrep", config: Mapping[str, Any] 
             }
         )
     )
+
+
+def retried(call: Callable[[], Any]) -> None:
+    """Repeat a transactional call while librdkafka says that repeating is right: the cluster is away, or busy with the last one.
+
+    Raises:
+        KafkaException: repeating is not right, or a minute has passed.
+    """
+    deadline = time.monotonic() + RETRY_FOR
+    while True:
+        try:
+            call()
+            return
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def watermarks(client: Consumer, topic: str, partition: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from confluent_kafka import KafkaError, KafkaException
 from numpy.typing import ArrayLike, NDArray
 
 from crossrep import frames, kafka, spaces
@@ -125,16 +126,28 @@ class FrameWriter:
         """Make everything written since the last commit visible at once.
 
         Raises:
-            CrossrepError: it could not be committed, and is not visible; a writer of the same name may have taken over.
+            CrossrepError: it could not be committed; says whether anything may be visible, and whether to call `commit` again.
         """
+        producer = self._producer
         try:
-            self._producer.begin_transaction()
+            producer.begin_transaction()
             for partition, frame in self._pending:
-                self._producer.produce(self.space.frames_topic, frame, partition=partition)
-            self._producer.commit_transaction()
-        except Exception as error:
-            raise CrossrepError(f"nothing was written: {error}. Open a new FrameWriter and write again") from error
+                producer.produce(self.space.frames_topic, frame, partition=partition)
+            kafka.retried(producer.commit_transaction)
+        except KafkaException as error:
+            raise self._failed(error.args[0]) from error
         self._pending = []
+
+    def _failed(self, problem: KafkaError) -> CrossrepError:
+        if problem.txn_requires_abort():
+            try:
+                kafka.retried(lambda: self._producer.abort_transaction(kafka.REQUEST_TIMEOUT))
+                return CrossrepError(f"nothing was written: {problem.str()}. Call commit() again")
+            except KafkaException as worse:
+                problem = worse.args[0]
+        if problem.fatal():
+            return CrossrepError(f"nothing was written: {problem.str()}. Another writer of this name has taken over")
+        return CrossrepError(f"it is unknown whether the rows are visible: {problem.str()}. Look before you write them again")
 
     def __enter__(self) -> FrameWriter:
         return self

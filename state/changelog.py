@@ -18,7 +18,6 @@ from crossrep.spec import Space
 from state import faults
 
 TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
-RETRY_FOR = 60.0  # seconds a commit may wait for a broker that is away
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Changelog:
     def fence(self) -> None:
         """Become the only writer. Aborts what the former owner left open; its next commit fails."""
         self._producer = kafka.transactional_producer(self._bootstrap, f"{self._group}-{self.number}", TRANSACTION_TIMEOUT)
-        _retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))  # type: ignore[union-attr]
+        kafka.retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))  # type: ignore[union-attr]
         # Not the metadata of Faust's member: the transactional id, not the group's generation, is what fences here.
         outsider = kafka.consumer(self._bootstrap, self._group)
         self._group_metadata = outsider.consumer_group_metadata()
@@ -75,12 +74,12 @@ class Changelog:
                 raise KafkaException(f"{len(messages) - queued} of {len(messages)} records for {topic} did not fit the producer's queue")
         for letter in flush.dead_letters:
             producer.produce(self._space.dead_letters_topic, letter)
-        producer.flush(RETRY_FOR)
+        producer.flush(kafka.RETRY_FOR)
         faults.point("commit.produced")
         frames = TopicPartition(self._space.frames_topic, self.number, flush.progress)
-        _retried(lambda: producer.send_offsets_to_transaction([frames], self._group_metadata))
+        kafka.retried(lambda: producer.send_offsets_to_transaction([frames], self._group_metadata))
         faults.point("commit.offsets")
-        _retried(producer.commit_transaction)
+        kafka.retried(producer.commit_transaction)
         faults.point("commit.committed")
         return ends
 
@@ -121,7 +120,7 @@ class Changelog:
 
 def committed(client: Consumer, topic: str, partition: int) -> int | None:
     """The group's stable progress: the next frame offset, or None if there is none (yet, or any more)."""
-    deadline = time.monotonic() + RETRY_FOR
+    deadline = time.monotonic() + kafka.RETRY_FOR
     while True:
         try:
             found = client.committed([TopicPartition(topic, partition)], timeout=kafka.REQUEST_TIMEOUT)[0]
@@ -133,17 +132,3 @@ def committed(client: Consumer, topic: str, partition: int) -> int | None:
         if not problem.retriable() or time.monotonic() > deadline:
             raise StateError(f"cannot read the progress of {topic}[{partition}]: {problem.str()}")
         time.sleep(0.1)
-
-
-def _retried(call: Callable[[], Any]) -> None:
-    """Repeat a transactional call while librdkafka says that repeating is right: the broker is away, or still busy with the last one."""
-    deadline = time.monotonic() + RETRY_FOR
-    while True:
-        try:
-            call()
-            return
-        except KafkaException as error:
-            problem = error.args[0]
-            if not getattr(problem, "retriable", bool)() or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)

@@ -19,12 +19,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import faust
+import numpy as np
 from confluent_kafka import KafkaException
 from faust.types import TP
 
+from crossrep import frames
 from crossrep.errors import CrossrepError, StateError
+from crossrep.records import RecordLayout
 from crossrep.spec import Space, fold_group
+from crossrep.writer import rows_of
 from state.partition import Partition, Settings
+from state.slab import Slab
 from state.store import Memory
 from streams import faust_transport, metrics, topics
 
@@ -53,6 +58,7 @@ class Fold:
         published = topics.check(space, bootstrap)
         folder = options.folder / space.name / options.name
         _lock(folder, options.name)
+        _warm_up(space)
         self.space = space
         self.options = options
         self._settings = Settings(
@@ -77,10 +83,10 @@ class Fold:
         self.app.on_partitions_revoked.connect(self._on_revoked)
         self.app.on_partitions_assigned.connect(self._on_assigned)
         # raw: with value_type=bytes alone Faust would still try to read JSON. acks=False: Faust tracks nothing, positions are ours.
-        frames = self.app.topic(
+        topic = self.app.topic(
             space.frames_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", acks=False
         )
-        self.app.agent(frames, name="fold")(self._agent)
+        self.app.agent(topic, name="fold")(self._agent)
         metrics.serve(options.port, self._ready, lambda: metrics.of_partitions(space.name, self.partitions, self.flowing))
 
     def _ready(self) -> tuple[bool, dict[str, Any]]:
@@ -219,6 +225,18 @@ def run(space: Space, bootstrap: str, options: FoldOptions) -> NoReturn:
 
     asyncio.run(main())
     _die("the Faust app stopped", fold.app.crash_reason or RuntimeError("no reason given"))
+
+
+def _warm_up(space: Space) -> None:
+    """Load the compiled kernels by folding one row of each entity into nothing: the first frame should not wait a second for them."""
+    for entity in space.entities:
+        layout = RecordLayout(space, entity)
+        sources = {name: np.zeros((1, dim), np.float32) for name, dim in space.sources.items()}
+        rows = rows_of(space, entity, ["1"], next(iter(space.weights)), [0.0], sources)
+        for number, frame in frames.encode(space, rows):
+            slab = Slab(layout, lambda keys: [None] * len(keys), 8)
+            slab.fold(frames.decode(space, frame, partition=number), 0)
+            layout.decode([slab.copy_dirty().records.tobytes()])
 
 
 def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path) -> faust.App:

@@ -76,7 +76,8 @@ class Infer:
                 output.rows.append(rows)
 
     def _rows(self, entity: str, events: list[dict[str, Any]], kinds: Any, times: Any, sources: Any, finite: Any) -> Rows | None:
-        ids = [event[self._space.key_field(entity)] for event in events]
+        field = self._space.key_field(entity)
+        ids = [event[field] for event in events]
         # Only an entity keyed by an optional field can have no id here; such an event does not count for it.
         taken = np.flatnonzero(finite & np.fromiter(map(bool, ids), np.bool_, len(ids)))
         if not len(taken):
@@ -95,12 +96,17 @@ def check_event(event: dict[str, Any], append_time: float) -> None:
         BadEvent: an id is missing or too long ("id"), the time is before 1970 or over five minutes after the append time ("time").
     """
     for name in ("user_id", "item_id"):
-        if not 0 < len(event[name].encode()) <= MAX_KEY_BYTES:
+        if not event[name] or _too_long(event[name]):
             raise BadEvent("id", f"{name} {event[name]!r}: 1 to {MAX_KEY_BYTES} bytes are allowed")
-    if len(event["scenario"].encode()) > MAX_KEY_BYTES:
+    if _too_long(event["scenario"]):
         raise BadEvent("id", f"scenario {event['scenario']!r} is longer than {MAX_KEY_BYTES} bytes")
     if not 0 <= event["event_time"] <= (append_time + CLOCK_SKEW) * 1000:
         raise BadEvent("time", f"event_time {event['event_time']} ms: before 1970, or over 5 minutes after it was appended")
+
+
+def _too_long(id: str) -> bool:
+    # No character has over four bytes: most ids need not be encoded to know.
+    return 4 * len(id) > MAX_KEY_BYTES and len(id.encode()) > MAX_KEY_BYTES
 
 
 def run(space: Space, bootstrap: str, model: UpstreamModel, options: Options) -> None:

@@ -35,7 +35,6 @@ from state import dead_letters, faults
 log = logging.getLogger(__name__)
 
 TRANSACTION_TIMEOUT = 5.0  # seconds a dead worker's open transaction can stall readers
-RETRY_FOR = 60.0  # seconds a commit waits for a broker that is away
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,18 @@ class Pipeline:
         Raises:
             CrossrepError: another worker of this name took over, or the cluster was away for too long. Nothing is lost: start again.
         """
+        try:
+            self._work()
+        except KafkaException as error:
+            raise CrossrepError(
+                f"worker {self.options.name!r} cannot go on: {error.args[0].str()}. Nothing is lost; if another worker runs under this "
+                "name, give one of them another --name, then start this one again"
+            ) from error
+
+    def _work(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
-        _retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))
+        kafka.retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))
         self._consumer.subscribe(self._inputs, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         while not self._stop.is_set():
             messages = self._consume()
@@ -183,9 +191,9 @@ class Pipeline:
         for letter in batch.dead_letters:
             producer.produce(self.space.dead_letters_topic, letter)
         faults.point("infer.produced")
-        _retried(lambda: producer.send_offsets_to_transaction(batch.offsets, batch.group))
+        kafka.retried(lambda: producer.send_offsets_to_transaction(batch.offsets, batch.group))
         faults.point("infer.offsets")
-        _retried(producer.commit_transaction)
+        kafka.retried(producer.commit_transaction)
         faults.point("infer.committed")
         self.stats.commit_seconds += time.monotonic() - started
 
@@ -200,12 +208,9 @@ class Pipeline:
         except KafkaException as error:
             problem = error.args[0]
             if problem.fatal() or not problem.txn_requires_abort():
-                raise CrossrepError(
-                    f"worker {self.options.name!r} cannot go on: {problem.str()}. Nothing is lost; if another worker runs under this name, "
-                    "give one of them another --name, then start this one again"
-                ) from error
+                raise
             log.warning("a batch is dropped and read again: %s", problem.str())
-            _retried(lambda: self._producer.abort_transaction(kafka.REQUEST_TIMEOUT))
+            kafka.retried(lambda: self._producer.abort_transaction(kafka.REQUEST_TIMEOUT))
             self.stats.retried_batches += 1
             if self.assigned is not None:
                 self._consumer.assign(self._positions(self._consumer, self.assigned))
@@ -256,16 +261,3 @@ def split_finite(
             good[row] = False
             refused.append((messages[row], BadFrame("vector", f"{name} is not finite in {space.vectors}")))
     return good, refused
-
-
-def _retried(call: Callable[[], Any]) -> None:
-    """Repeat a transactional call while librdkafka says that repeating is right."""
-    deadline = time.monotonic() + RETRY_FOR
-    while True:
-        try:
-            call()
-            return
-        except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)

@@ -135,6 +135,16 @@ def _create_all(admin: AdminClient, topics: list[Topic], replication: int) -> No
         except KafkaException as error:
             if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                 raise CrossrepError(f"topic {name} cannot be created: {error.args[0].str()}") from None
+    _wait_until_known(admin, {topic.name for topic in topics})
+
+
+def _wait_until_known(admin: AdminClient, names: set[str]) -> None:
+    """Brokers show a new topic only a moment after it was created."""
+    deadline = time.monotonic() + kafka.REQUEST_TIMEOUT
+    while missing := names - _existing(admin):
+        if time.monotonic() > deadline:
+            raise CrossrepError(f"topics {', '.join(sorted(missing))} were created, but the brokers do not show them")
+        time.sleep(0.05)
 
 
 def _check_topics(admin: AdminClient, topics: Iterable[Topic]) -> None:

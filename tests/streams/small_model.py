@@ -168,8 +168,8 @@ def start_infer(
     return workers.start(*_infer(path, name, *more, port=port), fault=fault)
 
 
-def start_infer_that_stops(workers: Workers, path: Path, point: str, after: int) -> tuple[subprocess.Popen[bytes], Path]:
-    """An inference worker that SIGSTOPs itself at the `after`-th pass of a fault point, and its log."""
+def start_infer_that_stops(workers: Workers, path: Path, point: str, after: int) -> subprocess.Popen[bytes]:
+    """An inference worker that SIGSTOPs itself at the `after`-th pass of a fault point."""
     name = f"zombie-{point}"
     command = [sys.executable, "-c", _STOPS_ITSELF, point, str(after), *_infer(path, name)]
     environment = {**os.environ, "CROSSREP_HOME": str(workers.folder / "home"), "PYTHONPATH": str(cluster.ROOT)}
@@ -177,7 +177,7 @@ def start_infer_that_stops(workers: Workers, path: Path, point: str, after: int)
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=cluster.ROOT)
     workers.running.append(process)
-    return process, log
+    return process
 
 
 def _infer(path: Path, name: str, *more: str, port: int | None = None) -> list[str]:
