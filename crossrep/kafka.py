@@ -49,6 +49,9 @@ def transactional_producer(bootstrap: str, transactional_id: str, timeout: float
                 "bootstrap.servers": bootstrap,
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": int(timeout * 1000),
+                # A transaction right behind another meets a coordinator still writing the last one's markers, for a millisecond or two.
+                # With librdkafka's own backoff each such transaction takes 110 ms, with this one 8.
+                "retry.backoff.ms": 2,
                 **_PRODUCER,
                 **config,
             }
