@@ -83,10 +83,11 @@ def run(dataset: Dataset, bootstrap: str | None, console: Console) -> bool:
         with console.status("waiting until all is folded"):
             _until(lambda: not verify.unfolded(space, address), "all frames are folded", 120)
         _prove(space, address, figures, console)
-        _look_around(space, address, console)
+        busiest = _look_around(space, address, console)
+    command = sys.argv[0] if Path(sys.argv[0]).name == "crossrep" else "crossrep"
     console.print(
-        f"\nKafka keeps running, so you can go on: [bold]crossrep get user {dataset.user_ids[0]} --space {space.name}[/]; "
-        "stop it with [bold]crossrep kafka down[/]"
+        f"\nKafka keeps running, so you can go on: [bold]{command} get user {busiest} --space {space.name}[/]; "
+        f"stop it with [bold]{command} kafka down[/]"
     )
     _summary(figures, console)
     return figures.proved
@@ -123,7 +124,11 @@ def _space(address: str, console: Console) -> tuple[Space, Path]:
 
 
 def _delete_earlier(address: str) -> None:
-    earlier = [spaces.decode(name, value).space for name, value in spaces.read_all(address).items() if name.startswith(PREFIX)]
+    earlier = []
+    for name, value in spaces.read_all(address).items():
+        if name.startswith(PREFIX):
+            with contextlib.suppress(CrossrepError):  # another version's: not ours to read, so not ours to delete
+                earlier.append(spaces.decode(name, value).space)
     if not earlier:
         return
     admin = kafka.admin(address)
@@ -250,8 +255,9 @@ def _prove(space: Space, address: str, figures: Figures, console: Console) -> No
     console.print(verify.table(figures.verdicts))
 
 
-def _look_around(space: Space, address: str, console: Console) -> None:
-    """The busiest users and items with their nearest neighbours, and the tables' sizes."""
+def _look_around(space: Space, address: str, console: Console) -> str:
+    """Show the busiest users and items with their nearest neighbours, and the tables' sizes. Returns the busiest user."""
+    busiest = {}
     table = Table("entity", "id", "events", "click share by decayed weight", "nearest by cosine of cr", box=None)
     sizes = []
     for entity in space.entities:
@@ -263,9 +269,11 @@ def _look_around(space: Space, address: str, console: Console) -> None:
             for row in np.argsort(-answer.counts)[:3].tolist():
                 nearest = ", ".join(f"{id} ({cosine:.3f})" for id, cosine in view.nearest("cr", ids[row], 3))
                 table.add_row(entity, ids[row], f"{answer.counts[row]:,}", f"{share[row]:.2f}", nearest)
+            busiest[entity] = ids[int(np.argmax(answer.counts))]
             sizes.append(f"{len(view):,} {entity}s of {view.record_bytes} bytes")
     console.print(f"[bold]8[/] tables: {', '.join(sizes)}; the busiest of each:")
     console.print(table)
+    return busiest["user"]
 
 
 def _summary(figures: Figures, console: Console) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from state import faults
 from tests.cluster import Workers, new_space, prove, settled, wait_for
 from tests.streams.small_model import SPEC, Feed, inferred, is_stopped, one_day, small_dataset, start_infer, start_infer_that_stops
 
-POINTS = [point for point in faults.POINTS if point.startswith("infer.")]
+INFER_POINTS = [point for point in faults.POINTS if point.startswith("infer.")]
+FOLD_POINTS = [point for point in faults.POINTS if not point.startswith("infer.")]
 
 
 def feed_until_killed(feed: Feed, victims: dict[str, subprocess.Popen[bytes]], workers: Workers) -> None:
@@ -36,18 +38,20 @@ def settle(space: Space, bootstrap: str, workers: Workers) -> None:
         raise AssertionError(f"{error}\n{workers.logs()}") from None
 
 
-def test_killed_at_every_infer_point_and_at_random_while_scaling(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+def test_a_day_killed_at_every_point_and_at_random_while_scaling(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
     space, path = new_space(bootstrap, tmp_path, SPEC)
     feed = Feed(space, one_day(), bootstrap)
-    running = {"f0": workers.fold(path, "f0")}
-    # Two at a time, each killed at its own moment: who is left takes over, then both are back.
-    for number in range(0, len(POINTS), 2):
-        pair = zip(POINTS[number : number + 2], ("i0", "i1"))
-        feed_until_killed(feed, {point: start_infer(workers, path, name, fault=f"{point}:3") for point, name in pair}, workers)
-    running |= {"i0": start_infer(workers, path, "i0")}
+    running = {"i1": start_infer(workers, path, "i1")}  # it goes on whatever happens to i0, and takes over from it
+    for fold_point, infer_point in zip_longest(FOLD_POINTS, INFER_POINTS):
+        passes = 1 if fold_point.startswith("open.") else 3
+        victims = {fold_point: workers.fold(path, "f0", fault=f"{fold_point}:{passes}")}
+        if infer_point:
+            victims[infer_point] = start_infer(workers, path, "i0", fault=f"{infer_point}:3")
+        feed_until_killed(feed, victims, workers)
+    running |= {"i0": start_infer(workers, path, "i0"), "f0": workers.fold(path, "f0")}
     for _ in range(5):
         feed.send()
-    running |= {"i1": start_infer(workers, path, "i1"), "f1": workers.fold(path, "f1")}  # from here on all work is shared
+    running |= {"f1": workers.fold(path, "f1")}  # from here on all work is shared
     random = np.random.default_rng(7)
     for number, name in enumerate(random.permutation(["i0", "i1", "f0", "f1"]).tolist()):
         for _ in range(random.integers(1, 8)):
