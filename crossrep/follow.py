@@ -40,8 +40,8 @@ class Follower:
 
     @property
     def caught_up(self) -> bool:
-        """Has everything that was in the topic at the start been applied, and was the end seen again not long ago?"""
-        self._raise()
+        """Has everything that was in the topic at the start been applied? How it is now, `lag` says. Raises as `check` does."""
+        self.check()
         return self._caught_up.is_set()
 
     def wait(self, timeout: float | None = None) -> None:
@@ -53,11 +53,11 @@ class Follower:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._caught_up.wait(0.05):
-            self._raise()
+            self.check()
             if deadline is not None and time.monotonic() > deadline:
                 done, end = sum(self._positions.values()), sum(self._ends.values())
                 raise TimeoutError(f"{self.topic}: not caught up within {timeout} s; at {done} of {end} offsets")
-        self._raise()
+        self.check()
 
     @property
     def positions(self) -> dict[int, int]:
@@ -73,7 +73,8 @@ class Follower:
         self._stopped.set()
         self._thread.join(10)
 
-    def _raise(self) -> None:
+    def check(self) -> None:
+        """Raise CrossrepError if following has ended: what was applied is then old and getting older."""
         if self._error is not None:
             raise CrossrepError(f"following {self.topic} has failed: {self._error}") from self._error
 
@@ -83,8 +84,6 @@ class Follower:
         except BaseException as error:
             log.exception("following %s failed", self.topic)
             self._error = error
-        finally:
-            self._caught_up.set() if self._error else self._caught_up.clear()
 
     def _follow(self) -> None:
         client = kafka.consumer(self._bootstrap, config=kafka.ENDS)
@@ -114,6 +113,9 @@ class Follower:
                     self._positions[number] = max(self._positions[number], end)
                 if not behind:
                     self._caught_up.set()
+                for number in self._ends:
+                    _, end = client.get_watermark_offsets(TopicPartition(self.topic, number), cached=True)
+                    self._ends[number] = max(self._ends[number], end)  # negative while not yet known
         finally:
             client.close()
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from crossrep.errors import CrossrepError
 
+Answer = TypeVar("Answer")
 REQUEST_TIMEOUT = 30.0  # seconds to wait for the cluster before giving up
 RETRY_FOR = 60.0  # seconds a commit may wait for a cluster that is away
 
@@ -98,21 +99,53 @@ def consumer(bootstrap: str, group: str = "crossrep", config: Mapping[str, Any] 
     )
 
 
-def retried(call: Callable[[], Any]) -> None:
-    """Repeat a transactional call while librdkafka says that repeating is right: the cluster is away, or busy with the last one.
+# What says only that the cluster, or a part of it, is away for now. librdkafka calls none of these retriable outside of transactions.
+TRANSIENT = {
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._WAIT_COORD,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+}
+
+
+def retried(call: Callable[[], Answer], transient: Container[int] = ()) -> Answer:
+    """Repeat a call while librdkafka says that repeating is right, or the error's code is among `transient`, for a minute at most.
 
     Raises:
-        KafkaException: repeating is not right, or a minute has passed.
+        KafkaException: repeating is not right, or the minute has passed.
     """
     deadline = time.monotonic() + RETRY_FOR
     while True:
         try:
-            call()
-            return
+            return call()
         except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > deadline:
+            problem = error.args[0]
+            if not (problem.retriable() or problem.code() in transient) or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def committed(client: Consumer, parts: list[TopicPartition]) -> list[TopicPartition]:
+    """The group's stable offsets of these partitions; negative where there is none.
+
+    Raises:
+        KafkaException: the cluster does not answer for a minute, or refuses.
+    """
+
+    def ask() -> list[TopicPartition]:
+        found: list[TopicPartition] = client.committed(parts, timeout=REQUEST_TIMEOUT)
+        for part in found:
+            if part.error is not None:
+                raise KafkaException(part.error)
+        return found
+
+    return retried(ask, TRANSIENT) if parts else []
 
 
 def watermarks(client: Consumer, topic: str, partition: int) -> tuple[int, int]:
@@ -122,7 +155,9 @@ def watermarks(client: Consumer, topic: str, partition: int) -> tuple[int, int]:
         CrossrepError: the cluster does not answer.
     """
     try:
-        return client.get_watermark_offsets(TopicPartition(topic, partition), timeout=REQUEST_TIMEOUT)  # type: ignore[no-any-return]
+        place = TopicPartition(topic, partition)
+        first, end = retried(lambda: client.get_watermark_offsets(place, timeout=REQUEST_TIMEOUT), TRANSIENT)
+        return first, end
     except KafkaException as error:
         raise CrossrepError(f"cannot ask for the offsets of {topic}[{partition}]: {error.args[0].str()}") from None
 

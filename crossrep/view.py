@@ -88,7 +88,11 @@ class LocalView:
         Args:
             ids: n strings, bytes or integers.
             at: decay weights to this time, seconds since 1970; default the stream's time, the newest event seen in any record.
+
+        Raises:
+            CrossrepError: following the topic has failed, so that what is held is no longer kept fresh; open a new view.
         """
+        self._follower.check()
         keys = Keys.of(ids)
         with self._lock:
             slots = self._index.find(keys)
@@ -98,6 +102,7 @@ class LocalView:
 
     def ids(self) -> list[str]:
         """Every id held, in no particular order."""
+        self._follower.check()
         with self._lock:
             return [key.decode(errors="replace") for key in self._index.keys(self._index.slots()).tolist()]
 
@@ -109,6 +114,7 @@ class LocalView:
         """
         if column not in self._layout.columns or not self._layout.columns[column].dim:
             raise KeyError(f"{self.entity} has no vectors {column!r}; it has {[n for n, c in self._layout.columns.items() if c.dim]}")
+        self._follower.check()
         with self._lock:
             slots = self._index.slots()
             itself = -1

@@ -96,7 +96,10 @@ class FrameWriter:
         self._combine = combine
         self._pending: list[tuple[int, bytes]] = []
         self._producer = kafka.transactional_producer(address, f"frames.{space}.{name}", timeout=10.0)
-        self._producer.init_transactions(kafka.REQUEST_TIMEOUT)
+        try:
+            kafka.retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))
+        except KafkaException as error:
+            raise CrossrepError(f"writer {name!r} of space {space!r} cannot start: {error.args[0].str()}") from error
 
     def write(
         self,
@@ -134,6 +137,9 @@ class FrameWriter:
             for partition, frame in self._pending:
                 producer.produce(self.space.frames_topic, frame, partition=partition)
             kafka.retried(producer.commit_transaction)
+        except BufferError as error:
+            kafka.retried(lambda: producer.abort_transaction(kafka.REQUEST_TIMEOUT))
+            raise CrossrepError("nothing was written: more than fits the producer's queue of 1 GiB. Write less between commits") from error
         except KafkaException as error:
             raise self._failed(error.args[0]) from error
         self._pending = []

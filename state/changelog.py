@@ -5,12 +5,11 @@ One producer per partition, whose transactional id is the partition's: who opens
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from crossrep import kafka
 from crossrep.errors import StateError
@@ -116,19 +115,3 @@ class Changelog:
                 progressed(done, total)
         finally:
             client.close()
-
-
-def committed(client: Consumer, topic: str, partition: int) -> int | None:
-    """The group's stable progress: the next frame offset, or None if there is none (yet, or any more)."""
-    deadline = time.monotonic() + kafka.RETRY_FOR
-    while True:
-        try:
-            found = client.committed([TopicPartition(topic, partition)], timeout=kafka.REQUEST_TIMEOUT)[0]
-            if found.error is None:
-                return found.offset if found.offset >= 0 else None
-            problem = found.error
-        except KafkaException as error:
-            problem = error.args[0]
-        if not problem.retriable() or time.monotonic() > deadline:
-            raise StateError(f"cannot read the progress of {topic}[{partition}]: {problem.str()}")
-        time.sleep(0.1)

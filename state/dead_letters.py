@@ -6,6 +6,7 @@ from crossrep.errors import BadRecord
 from schemas import codec
 
 CODEC = codec("dead_letter")
+MOST = 512 << 10  # bytes of a value that are kept, so that the letter itself is never too large; the offset leads to the whole
 
 
 def encode(topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None, error: BadRecord) -> bytes:
@@ -15,7 +16,7 @@ def encode(topic: str, partition: int, offset: int, key: bytes | None, value: by
             "partition": partition,
             "offset": offset,
             "key": key,
-            "value": value,
+            "value": value[:MOST] if value else value,
             "reason": error.reason,
             "detail": error.detail,
         }

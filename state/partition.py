@@ -1,13 +1,14 @@
 """One partition number's life: fence, restore, fold, flush, close. docs/guarantees.md walks through its failures.
 
-    open()            fence the former owner → RocksDB and the changelog's tail → progress
+    fence()           become the only writer
+    open()            RocksDB and the changelog's tail → progress
     fold(message)     validate whole, then into the slab
     copy() commit() done()   a flush in three steps, so that folding goes on while the second one waits for Kafka
     reopen()          after a rebalance that gave the partition back: keep what is still true
     close()
 
 Any exception from these ends the process: memory may be ahead of the log, and only a restart makes them agree again.
-`open`, `reopen` and `commit` block and belong in a thread; the others belong to the thread that folds.
+`fence`, `open`, `reopen` and `commit` block and belong in a thread; the others belong to the thread that folds.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from confluent_kafka import TopicPartition
+
 from crossrep import frames, kafka
 from crossrep.errors import BadFrame, StateError
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
 from crossrep.spec import Space
 from state import dead_letters, faults
-from state.changelog import Changelog, Flush, committed
+from state.changelog import Changelog, Flush
 from state.slab import Copy, Slab
 from state.store import Memory, Meta, Store, open_store
 
@@ -86,15 +89,18 @@ class Partition:
 
     # --- taking over ---
 
+    def fence(self) -> None:
+        """Become the only writer. Milliseconds, and apart from `open`, so that it never happens late, when another is the owner already."""
+        self._changelog.fence()
+        faults.point("open.fenced")
+
     def open(self) -> int:
-        """Fence, restore, and return the frame offset to go on from.
+        """Restore, and return the frame offset to go on from. The caller has fenced.
 
         Raises:
             StateError: progress and state contradict each other in a way only a person can resolve; says how.
         """
         started = time.monotonic()
-        self._changelog.fence()
-        faults.point("open.fenced")
         self.close()
         self._store = self._open_store()
         after_records = self._restore(self._store)
@@ -113,8 +119,8 @@ class Partition:
         """Take over again after a rebalance. What is in memory is kept if nobody else has moved the progress since our last flush."""
         if self._store is None:
             return self.open()
-        self._changelog.fence()
         if self.progress == self._flushed == self._committed():
+            self.progress = self._within_log(self.progress)
             return self.progress
         log.warning("partition %d was folded elsewhere meanwhile; restoring", self.number)
         return self.open()
@@ -144,24 +150,21 @@ class Partition:
         return after
 
     def _committed(self) -> int | None:
+        """The group's progress as Kafka knows it; None if there is none, yet or any more."""
         client = kafka.consumer(self._settings.bootstrap, self._settings.group)
         try:
-            return committed(client, self._space.frames_topic, self.number)
+            offset: int = kafka.committed(client, [TopicPartition(self._space.frames_topic, self.number)])[0].offset
+            return offset if offset >= 0 else None
         finally:
             client.close()
 
     def _progress_at_broker(self, folded: int) -> int:
         """The offset to go on from: the group's, checked against `folded`, the offset the records prove to be folded up to (-1: none)."""
         place = f"{self._space.frames_topic}[{self.number}]"
-        client = kafka.consumer(self._settings.bootstrap, self._settings.group)
-        try:
-            first, end = kafka.watermarks(client, self._space.frames_topic, self.number)
-            progress = committed(client, self._space.frames_topic, self.number)
-        finally:
-            client.close()
+        progress = self._committed()
         if progress is None:
             # A group's offsets expire after weeks of silence; the records know better. With neither, this is a new space.
-            progress = folded if folded >= 0 else first
+            progress = folded if folded >= 0 else self._log()[0]
         if progress < folded:
             raise StateError(
                 f"group {self._settings.group!r} says {place} is folded up to {progress}, but records hold frames up to {folded}: somebody "
@@ -170,11 +173,31 @@ class Partition:
                 f"--topic {self._space.frames_topic}:{self.number} --reset-offsets --to-offset {folded} --execute. "
                 "To fold again from an earlier point, do it in a new space"
             )
+        return self._within_log(progress)
+
+    def _log(self) -> tuple[int, int]:
+        """First and next offset of our frames."""
+        client = kafka.consumer(self._settings.bootstrap)
+        try:
+            return kafka.watermarks(client, self._space.frames_topic, self.number)
+        finally:
+            client.close()
+
+    def _within_log(self, progress: int) -> int:
+        """The same offset, or the log's end where only a transaction's marker lay in between and retention has emptied the partition.
+
+        Whoever writes frames does so in transactions, so the last offset of a partition is a marker, which nobody folds.
+        """
+        place = f"{self._space.frames_topic}[{self.number}]"
+        first, end = self._log()
+        if first == end and progress == end - 1:
+            return end
         if not first <= progress <= end:
             raise StateError(
                 f"{place} holds offsets {first} to {end}, but the next to fold is {progress}: frames were deleted before they were "
                 "folded, or the topic was created anew. Nothing is skipped silently: create a "
-                "new space, or reset the group's offset and accept the gap"
+                "new space, or accept the gap: kafka-consumer-groups.sh --group "
+                f"{self._settings.group} --topic {self._space.frames_topic}:{self.number} --reset-offsets --to-earliest --execute"
             )
         return progress
 

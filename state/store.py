@@ -148,7 +148,9 @@ def _distrust(found: Meta, expected: Meta, bounds: dict[str, tuple[int, int]], t
         return f"it is older than the {tombstones_kept:.0f} s for which the changelog keeps deletions"
     if found.changelog.keys() != bounds.keys():
         return f"it knows the changelogs of {list(found.changelog)}, not of {list(bounds)}"
-    for entity, (_, end) in bounds.items():
+    for entity, (first, end) in bounds.items():
+        if found.changelog[entity] < first:
+            return f"it knows the changelog of {entity} up to {found.changelog[entity]}, which now begins at {first}"
         if found.changelog[entity] > end:
             return f"it knows the changelog of {entity} up to {found.changelog[entity]}, which ends at {end}"
     return None

@@ -117,6 +117,11 @@ def _logging(verbose: bool) -> None:
 def _pipeline_options(command: Command) -> Command:
     for option in (
         click.option("--session-timeout", default=10.0, show_default=True, help="Seconds of silence after which partitions move."),
+        click.option(
+            "--start",
+            type=click.Choice(["earliest", "latest"]),
+            help="Where to begin without offsets in a space that has frames.",
+        ),
         click.option("--combine/--no-combine", default=True, show_default=True, help="Merge rows of one key inside a batch."),
         click.option("--max-delay", default=0.02, show_default=True, help="Seconds a batch waits for more events."),
         click.option("--max-batch", default=1024, show_default=True, help="Events a batch."),

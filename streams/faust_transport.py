@@ -6,11 +6,13 @@ each partition is held until its state is restored, and then flows from our prog
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import aiokafka
 from aiokafka.consumer.fetcher import FetchError
+from aiokafka.errors import NoOffsetForPartitionError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -47,19 +49,47 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 class _Consumer(driver.Consumer):  # type: ignore[misc]
     """Seeks where crossrep's progress is, and pauses what is not restored."""
 
-    positions: Positions
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seeks: Counter[TP] = Counter()
 
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
     async def perform_seek(self) -> None:
         """Called by Faust right before the flow resumes after a rebalance."""
-        ready = self.transport.positions()
-        assigned = self.assignment()
-        offsets = {tp: ready[tp.partition] for tp in assigned if tp.partition in ready}
-        if offsets:
-            await self.seek_wait(offsets)
-        self.pause_partitions({tp for tp in assigned if tp.partition not in ready})
+        await _seek_to_progress(self, self.assignment())
+        ready = self.transport.positions()  # asked again: a partition may have been restored while we were seeking
+        self.pause_partitions({tp for tp in self.assignment() if tp.partition not in ready})
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        # Counted before and behind, so that a fetch that overlaps with the seek in any way can tell.
+        self._seeks.update(partitions.keys())
+        await super().seek_wait(partitions)
+        self._seeks.update(partitions.keys())
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        """Fetch, and let nothing through that was fetched for a state of affairs that is over.
+
+        Faust hands aiokafka its live set of active partitions: a rebalance meanwhile empties it, and aiokafka takes an empty set for all.
+        What comes back may then be from before a seek, or of partitions that are not restored.
+        """
+        asked, seeks = frozenset(active_partitions or ()), self._seeks.copy()
+        try:
+            records = await super()._getmany(asked, timeout)
+        except NoOffsetForPartitionError:
+            return {}  # of a partition not yet restored: it gets its position when it is
+        live = self._get_active_partitions()
+        moved = {tp for tp in records if self._seeks[tp] != seeks[tp]}
+        await _seek_to_progress(self, moved & live)  # nothing of these was let through since their seek, so that is where they go on
+        return {tp: found for tp, found in records.items() if tp in asked and tp in live and tp not in moved}
+
+
+async def _seek_to_progress(consumer: _Consumer, tps: Iterable[TP]) -> None:
+    ready = consumer.transport.positions()
+    offsets = {tp: ready[tp.partition] for tp in tps if tp.partition in ready}
+    if offsets:
+        await consumer.seek_wait(offsets)
 
 
 class Transport(driver.Transport):  # type: ignore[misc]

@@ -38,6 +38,7 @@ class FeatureView:
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int32]:
         """Encoded features of n ids, int32 [n, F]; an id never seen gets what the model makes of an unknown one."""
+        self._follower.check()
         with self._lock:
             slots = self._index.find(Keys.of(ids))
             rows = self._table[np.maximum(slots, 0)]

@@ -78,6 +78,8 @@ class Fold:
         self._locks: dict[int, asyncio.Lock] = {}  # one opening or flush of a partition at a time
         self._threads = ThreadPoolExecutor(max(4, space.partitions), "partition")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._fencing: set[asyncio.Future[Any]] = set()
+        self._stopping = False
         self.app = _faust_app(space, bootstrap, options, folder)
         faust_transport.install(self.app, lambda: {n: self.partitions[n].progress for n in self.flowing})
         self.app.on_partitions_revoked.connect(self._on_revoked)
@@ -117,7 +119,7 @@ class Fold:
             if epoch != self._epoch:
                 return
         partition.fold(offset, rows)
-        if partition.dirty_rows > self.options.flush_rows:
+        if partition.dirty_rows > self.options.flush_rows and not self._lock_of(number).locked():
             self._start(self._flush(number))
 
     async def _flush(self, number: int) -> None:
@@ -147,6 +149,8 @@ class Fold:
         self._epoch += 1
         owned, self.flowing = self.flowing, set()
         await asyncio.gather(*(self._flush(number) for number in owned))
+        if self._fencing:  # a fence that landed after the partition moved would hit its new owner
+            await asyncio.wait(self._fencing)
 
     async def _on_assigned(self, app: Any, assigned: set[TP], **kwargs: Any) -> None:
         self._epoch += 1
@@ -163,6 +167,12 @@ class Fold:
                 return
             partition = self.partitions.setdefault(number, Partition(self._settings, number))
             try:
+                fencing = asyncio.ensure_future(self._in_thread(partition.fence))
+                self._fencing.add(fencing)
+                fencing.add_done_callback(self._fencing.discard)
+                await fencing
+                if epoch != self._epoch:
+                    return
                 progress = await self._in_thread(partition.reopen)
                 if epoch != self._epoch:
                     return
@@ -188,15 +198,24 @@ class Fold:
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself keeps only weak references
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _die("work in the background", error)
 
     async def _in_thread(self, call: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
 
     # --- the end ---
 
-    async def stop(self) -> NoReturn:
+    async def stop(self) -> None:
         """Flush, close and leave: nothing is left to restore. Static membership keeps our partitions for us while we restart."""
+        if self._stopping:
+            return
+        self._stopping = True
         self._epoch += 1
         owned, self.flowing = self.flowing, set()
         await asyncio.gather(*(self._flush(number) for number in owned))

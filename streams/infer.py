@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Message
 
-from crossrep.errors import BadEvent, BadRecord, ModelError
+from crossrep.errors import BadEvent, BadRecord, CrossrepError, ModelError
 from crossrep.frames import CLOCK_SKEW
 from crossrep.rows import Rows
 from crossrep.spec import MAX_KEY_BYTES, Space
@@ -123,8 +123,11 @@ def run(space: Space, bootstrap: str, model: UpstreamModel, options: Options) ->
     pipeline = Pipeline(space, bootstrap, group_of(space), inputs, Infer(space, model, users, items), options)
 
     def ready() -> tuple[bool, dict[str, Any]]:
-        known = {"space": space.name, "users": len(users), "items": len(items)}
-        return pipeline.ready and users.caught_up and items.caught_up, known
+        known: dict[str, Any] = {"space": space.name, "users": len(users), "items": len(items)}
+        try:
+            return pipeline.ready and users.caught_up and items.caught_up, known
+        except CrossrepError as error:
+            return False, {**known, "error": str(error)}
 
     server = metrics.serve(options.port, ready, lambda: metrics.of_stats("crossrep_infer", pipeline.stats))
     users.wait()

@@ -47,6 +47,7 @@ class Options:
     max_delay: float = 0.02  # seconds the first message of a batch may wait for others
     combine: bool = True  # merge rows of one key inside a batch
     session_timeout: float = 10.0
+    start: str | None = None  # earliest or latest: where to begin if the group has no offsets although the space has frames
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Pipeline:
     def __init__(self, space: Space, bootstrap: str, group: str, inputs: list[str], transform: Transform, options: Options):
         self.space, self.options, self.stats = space, options, Stats()
         self.assigned: list[TopicPartition] | None = None  # None until the first assignment
-        self._inputs = inputs
+        self._inputs, self._group = inputs, group
         self._transform = transform
         self._stop = threading.Event()
         self._commits = ThreadPoolExecutor(1, "commit")
@@ -131,7 +132,7 @@ class Pipeline:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
         kafka.retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))
-        self._consumer.subscribe(self._inputs, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self._consumer.subscribe(self._inputs, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
         while not self._stop.is_set():
             messages = self._consume()
             if messages:
@@ -227,26 +228,38 @@ class Pipeline:
         self.assigned = None
         self._finish()
 
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.assigned = None
-        self._finish()
-
     def _positions(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """The committed offsets; the beginning where nothing was ever committed.
+        """The committed offsets; where nothing was ever committed, the beginning.
 
         Raises:
-            StateError: retention deleted messages before they were consumed. Never a silent jump.
+            StateError: retention deleted messages before they were consumed, or the group has lost its offsets. Never a silent jump.
         """
+        found = kafka.committed(consumer, partitions)
+        if any(part.offset < 0 for part in found) and self.options.start is None and self._offsets_are_lost(consumer):
+            raise StateError(
+                f"group {self._group!r} has no offsets, but {self.space.frames_topic} holds frames already. If the offsets expired, "
+                "beginning again would count twice: --start latest. If this kind of worker is new to the space: --start earliest"
+            )
         positions = []
-        for part in consumer.committed(partitions, timeout=kafka.REQUEST_TIMEOUT) if partitions else []:
-            first, _ = kafka.watermarks(consumer, part.topic, part.partition)
+        for part in found:
+            first, end = kafka.watermarks(consumer, part.topic, part.partition)
             if 0 <= part.offset < first:
                 raise StateError(
                     f"{part.topic}[{part.partition}] begins at {first}, but the next to consume is {part.offset}: messages were deleted "
-                    "before they were consumed. To accept the gap: kafka-consumer-groups.sh --reset-offsets --to-earliest for this group"
+                    f"before they were consumed. To accept the gap: kafka-consumer-groups.sh --group {self._group} --topic "
+                    f"{part.topic}:{part.partition} --reset-offsets --to-earliest --execute"
                 )
-            positions.append(TopicPartition(part.topic, part.partition, part.offset if part.offset >= 0 else first))
+            beginning = end if self.options.start == "latest" else first
+            positions.append(TopicPartition(part.topic, part.partition, part.offset if part.offset >= 0 else beginning))
         return positions
+
+    def _offsets_are_lost(self, consumer: Consumer) -> bool:
+        """Has the group no offset at all, although frames exist? Offsets and frames are committed together, so a new group has neither."""
+        topics = [consumer.list_topics(name, timeout=kafka.REQUEST_TIMEOUT).topics[name] for name in self._inputs]
+        everywhere = [TopicPartition(topic.topic, number) for topic in topics for number in topic.partitions]
+        if any(part.offset >= 0 for part in kafka.committed(consumer, everywhere)):
+            return False
+        return any(kafka.watermarks(consumer, self.space.frames_topic, n)[1] > 0 for n in range(self.space.partitions))
 
 
 def split_finite(

@@ -66,9 +66,6 @@ def create(space: Space, bootstrap: str, replication: int = 1) -> list[str]:
     missing = [topic for topic in [control, *plan(space)] if topic.name not in existing]
     if missing:
         _create_all(admin, missing, replication)
-        deadline = time.monotonic() + kafka.REQUEST_TIMEOUT
-        while not {topic.name for topic in missing} <= _existing(admin) and time.monotonic() < deadline:
-            time.sleep(0.05)  # a broker learns of new topics a moment after they were created
     _check_topics(admin, plan(space))
     ids = topic_ids(admin, space)
     if published is None or published.topic_ids != ids:

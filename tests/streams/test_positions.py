@@ -1,0 +1,88 @@
+"""Where workers begin when Kafka no longer has what they need: they refuse rather than guess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from crossrep import kafka
+from crossrep.spec import fold_group
+from tests import cluster
+from tests.cluster import Load, Workers, new_space, prove, ready, settled, wait_for
+
+
+def test_a_group_without_offsets_in_a_space_with_frames_is_refused(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path)
+    Load(space, bootstrap).send(10)
+    refused = workers.start("frame", str(path), "--name", "f", "--port", str(cluster.free_port()))
+    assert refused.wait(60) == 1
+    assert "has no offsets" in workers.logs()
+    port = cluster.free_port()
+    workers.start("frame", str(path), "--name", "f", "--port", str(port), "--start", "earliest")
+    wait_for(lambda: ready(port), "ready once told where to begin")
+
+
+@pytest.mark.parametrize("deleted", ["folded", "unfolded"])
+def test_frames_deleted_behind_and_before_the_progress(bootstrap: str, workers: Workers, tmp_path: Path, deleted: str) -> None:
+    space, path = new_space(bootstrap, tmp_path, partitions=1)
+    load = Load(space, bootstrap)
+    port = cluster.free_port()
+    worker = workers.fold(path, port=port)
+    wait_for(lambda: ready(port), "ready")
+    load.send(50)
+    wait_for(lambda: settled(space, bootstrap), "folded")
+    worker.terminate()
+    assert worker.wait(30) == 0
+    if deleted == "unfolded":
+        load.send(50)
+    client = kafka.consumer(bootstrap, fold_group(space))
+    progress = kafka.committed(client, [TopicPartition(space.frames_topic, 0)])[0].offset
+    _, end = kafka.watermarks(client, space.frames_topic, 0)
+    client.close()
+    admin: AdminClient = kafka.admin(bootstrap)
+    upto = progress if deleted == "folded" else end
+    for future in admin.delete_records([TopicPartition(space.frames_topic, 0, upto)]).values():
+        future.result()
+    port = cluster.free_port()
+    again = workers.fold(path, port=port)
+    if deleted == "folded":
+        wait_for(lambda: ready(port), "it goes on: nothing unfolded is gone")
+    else:
+        assert again.wait(60) == 3, "refused, not skipped"
+        assert "frames were deleted before they were folded" in workers.logs()
+
+
+def test_a_group_moved_back_is_refused_and_the_message_puts_it_right(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path, partitions=1)
+    load = Load(space, bootstrap)
+    port = cluster.free_port()
+    worker = workers.fold(path, port=port)
+    wait_for(lambda: ready(port), "ready")
+    load.send(50)
+    wait_for(lambda: settled(space, bootstrap), "folded")
+    worker.kill()  # static membership: the group stays occupied until the session is over
+    worker.wait()
+    client = kafka.consumer(bootstrap, fold_group(space))
+    part = TopicPartition(space.frames_topic, 0)
+    progress = kafka.committed(client, [part])[0].offset
+
+    def moved(offset: int) -> bool:
+        try:
+            client.commit(offsets=[TopicPartition(space.frames_topic, 0, offset)], asynchronous=False)
+        except Exception:  # the dead member still counts
+            return False
+        return True
+
+    wait_for(lambda: moved(0), "the group is empty, and moved back")
+    refused = workers.fold(path)
+    assert refused.wait(60) == 3
+    assert f"--to-offset {progress}" in workers.logs()
+    wait_for(lambda: moved(progress), "the group is put right")
+    client.close()
+    workers.fold(path)
+    load.send(50)
+    wait_for(lambda: settled(space, bootstrap), "folded")
+    prove(space, bootstrap, load.counts)
