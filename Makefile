@@ -24,7 +24,7 @@ bench: $(VENV)/.installed
 # Everything, torch included: a minute or two, once.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crossrep needs Python 3.11 or newer; this is %s. Name one: make PYTHON=..." % sys.version.split()[0])'
-	@echo "installing into $(VENV) (about 3 GB with torch, once)"
+	@echo "installing into $(VENV) (6 GB with torch, once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -e ".[dev]"
 	@touch $@

@@ -77,7 +77,7 @@ _PRODUCER = {
 def consumer(bootstrap: str, group: str = "crossrep", config: Mapping[str, Any] | None = None) -> Consumer:
     """A read_committed consumer that never commits by itself and never jumps when its position is gone.
 
-    librdkafka's defaults drain seven times slower: it fetches again only when its queue is nearly empty, and looks once a second.
+    librdkafka's defaults drain several times slower: it fetches again only when its queue is nearly empty, and looks once a second.
     """
     return Consumer(
         _quiet(

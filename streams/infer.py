@@ -123,7 +123,8 @@ def run(space: Space, bootstrap: str, model: UpstreamModel, options: Options) ->
     pipeline = Pipeline(space, bootstrap, group_of(space), inputs, Infer(space, model, users, items), options)
 
     def ready() -> tuple[bool, dict[str, Any]]:
-        known: dict[str, Any] = {"space": space.name, "users": len(users), "items": len(items)}
+        skipped = users.skipped + items.skipped
+        known: dict[str, Any] = {"space": space.name, "users": len(users), "items": len(items), "features_skipped": skipped}
         try:
             return pipeline.ready and users.caught_up and items.caught_up, known
         except CrossrepError as error:
