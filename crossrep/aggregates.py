@@ -85,24 +85,23 @@ class Aggregates:
         self.layout = layout
         self.count = np.zeros(capacity, np.int64)
         self.event_time = np.full(capacity, algebra.NEVER)
-        self.source_offset = np.full(capacity, -1, np.int64)
         self.columns = {name: AGGREGATES[column.aggregate](column, capacity) for name, column in layout.columns.items()}
 
     @property
     def capacity(self) -> int:
         return len(self.count)
 
-    def fold(self, slots: NDArray[np.int32], rows: Rows, source_offset: int = -1) -> None:
-        """Fold rows into the slots given for them; `source_offset` is the offset of the frame they came in."""
-        algebra.fold_entity(self.count, self.event_time, self.source_offset, slots, rows.counts, rows.times, source_offset)
+    def fold(self, slots: NDArray[np.int32], rows: Rows) -> None:
+        """Fold rows into the slots given for them."""
+        algebra.fold_entity(self.count, self.event_time, slots, rows.counts, rows.times)
         for name, column in self.columns.items():
             column.fold(slots, rows.columns[name])
 
-    def records(self, slots: NDArray[np.int32]) -> NDArray[np.void]:
-        """The records of these slots, as they go to the changelog and to RocksDB."""
+    def records(self, slots: NDArray[np.int32], source_offset: int = -1) -> NDArray[np.void]:
+        """The records of these slots, as they go to the changelog and to RocksDB, true up to the frame at `source_offset`."""
         records = self.layout.empty(len(slots))
         records["count"], records["event_time"] = self.count[slots], self.event_time[slots]
-        records["source_offset"] = self.source_offset[slots]
+        records["source_offset"] = source_offset
         for name, column in self.columns.items():
             column.write(slots, records, name)
         return records
@@ -110,13 +109,12 @@ class Aggregates:
     def load(self, slots: NDArray[np.int32], records: NDArray[np.void]) -> None:
         """Set slots from records."""
         self.count[slots], self.event_time[slots] = records["count"].astype(np.int64), records["event_time"]
-        self.source_offset[slots] = records["source_offset"].astype(np.int64)
         for name, column in self.columns.items():
             column.read(slots, records, name)
 
     def clear(self, slots: NDArray[np.int32]) -> None:
         """Empty slots, so that other keys can use them."""
-        self.count[slots], self.event_time[slots], self.source_offset[slots] = 0, algebra.NEVER, -1
+        self.count[slots], self.event_time[slots] = 0, algebra.NEVER
         for column in self.columns.values():
             column.clear(slots)
 
@@ -124,7 +122,6 @@ class Aggregates:
         """Enlarge, keeping every slot."""
         self.count = _grown(self.count, capacity, 0)
         self.event_time = _grown(self.event_time, capacity, algebra.NEVER)
-        self.source_offset = _grown(self.source_offset, capacity, -1)
         for column in self.columns.values():
             for name in column.arrays():
                 setattr(column, name, _grown(getattr(column, name), capacity, algebra.NEVER if name == "time" else 0))

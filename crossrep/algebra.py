@@ -81,13 +81,12 @@ def fold_latest(vector, time, slots, vectors, times, present):  # type: ignore[n
 
 
 @_jit
-def fold_entity(count, event_time, source_offset, slots, counts, times, offset):  # type: ignore[no-untyped-def]
-    """Per entity: events folded, newest event time, and the offset of the last frame that touched it."""
+def fold_entity(count, event_time, slots, counts, times):  # type: ignore[no-untyped-def]
+    """Per key: events folded, and the newest event time."""
     for i in range(len(slots)):
         s = slots[i]
         count[s] += counts[i]
         event_time[s] = max(event_time[s], times[i])
-        source_offset[s] = offset
 
 
 @numba.njit(cache=True, nogil=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,3 +168,53 @@ ENDS = {"enable.partition.eof": True}  # consumer setting: tell when a partition
 def is_end(message: Any) -> bool:
     """Is this consumer event the end of a partition (`enable.partition.eof`)?"""
     return message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF
+
+
+def messages(bootstrap: str, topic: str, bounds: Mapping[int, tuple[int, int]]) -> Iterator[Any]:
+    """Everything committed within `bounds` (partition -> first and next offset), per partition in order.
+
+    Raises:
+        CrossrepError: the cluster does not answer for a minute, or refuses.
+    """
+    client = consumer(bootstrap, config=ENDS)
+    try:
+        left = {number for number, (first, end) in bounds.items() if end > first}
+        client.assign([TopicPartition(topic, number, bounds[number][0]) for number in left])
+        heard = time.monotonic()
+        while left:
+            batch = client.consume(1000, 0.05)
+            if batch:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > RETRY_FOR:
+                raise CrossrepError(f"reading {topic}: the cluster has not answered for {RETRY_FOR:.0f} s")
+            for message in batch:
+                number = message.partition()
+                if is_end(message):
+                    left.discard(number)
+                elif message.error():
+                    if message.error().code() not in TRANSIENT and not message.error().retriable():
+                        raise CrossrepError(f"reading {topic}[{number}]: {message.error().str()}")
+                elif number in left and message.offset() < bounds[number][1]:
+                    yield message
+                elif number in left:
+                    left.discard(number)
+    finally:
+        client.close()
+
+
+def bounds(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:
+    """First and next offset of every partition of a topic.
+
+    Raises:
+        CrossrepError: the topic does not exist, or the cluster does not answer.
+    """
+    client = consumer(bootstrap)
+    try:
+        found = retried(lambda: client.list_topics(topic, timeout=REQUEST_TIMEOUT), TRANSIENT).topics[topic]
+        if found.error is not None:
+            raise CrossrepError(f"topic {topic}: {found.error.str()}")
+        return {number: watermarks(client, topic, number) for number in found.partitions}
+    except KafkaException as error:
+        raise CrossrepError(f"cannot ask for the offsets of {topic}: {error.args[0].str()}") from None
+    finally:
+        client.close()

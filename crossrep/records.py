@@ -20,6 +20,7 @@ from crossrep.errors import BadRecord
 from crossrep.spec import Space, column_fields
 
 HEADER = 10  # bytes: C3 01, fingerprint
+EVENT_TIME_AT = HEADER + 8  # behind the count; in every record
 
 
 class RecordLayout:

@@ -74,6 +74,8 @@ class Entity(_Declared):
 
     columns: dict[Name, Column] = Field(min_length=1)
     key: Name | None = None  # the event's field that holds the id; default "<entity>_id"
+    # A key whose newest event is that much older than its partition's stream time is deleted; None: never.
+    expire_after: Duration | None = None
 
 
 class Inputs(_Declared):
@@ -91,6 +93,7 @@ class Space(_Declared):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
     partitions: int = Field(ge=1, le=1024, strict=True)
     flush: Duration = 0.2
+    history: Duration = 3 * 3600.0  # how far back `crossrep rewind` can go
     vectors: Literal["float16", "float32"] = "float16"  # of vectors in frames; records always carry float32
     weights: dict[Name, Weight] = Field(default={"impression": 1.0, "click": 1.0}, min_length=1)
     inputs: Inputs = Inputs()
@@ -108,6 +111,8 @@ class Space(_Declared):
                     problems.append(f"{place}.dim: source {column.source!r} has dim {dim} at {first}, but {column.dim} here")
         if not 0.01 <= self.flush <= 60:
             problems.append(f"flush: {self.flush:g} s is out of range; write between 10ms and 60s")
+        if not 60 <= self.history <= 30 * 86_400:
+            problems.append(f"history: {self.history:g} s is out of range; write between 1m and 30d")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -163,8 +168,10 @@ class Space(_Declared):
     def toml_dict(self) -> dict[str, Any]:
         """The spec as it would be declared: durations as text, defaults written out."""
         declared = self.model_dump(exclude_none=True)
-        declared["flush"] = _text_duration(self.flush)
+        declared["flush"], declared["history"] = _text_duration(self.flush), _text_duration(self.history)
         for entity in declared["entities"].values():
+            if "expire_after" in entity:
+                entity["expire_after"] = _text_duration(entity["expire_after"])
             for column in entity["columns"].values():
                 if "half_life" in column:
                     column["half_life"] = _text_duration(column["half_life"])
@@ -176,12 +183,14 @@ class Space(_Declared):
     def hash(self) -> bytes:
         """8 bytes over everything that gives vectors, weights and records their meaning.
 
-        The order of entities and columns is part of it, since records follow it; flush and inputs are not, since they may change.
+        The order of entities and columns is part of it, since records follow it; flush, history and inputs are not, since they may change.
         """
-        meaning = self.model_dump(exclude={"flush", "inputs"})
+        meaning = self.model_dump(exclude={"flush", "history", "inputs"})
         meaning["weights"] = sorted(self.weights.items())
         for name, entity in meaning["entities"].items():
             entity["key"] = self.key_field(name)
+            if entity["expire_after"] is None:
+                del entity["expire_after"]
             for column in entity["columns"].values():
                 column["events"] = sorted(set(column["events"])) if column["events"] else None
         return hashlib.sha256(json.dumps(meaning).encode()).digest()[:8]
@@ -202,6 +211,10 @@ class Space(_Declared):
     @property
     def inference_topic(self) -> str:
         return f"inference.{self.name}"
+
+    @property
+    def history_topic(self) -> str:
+        return f"history.{self.name}"
 
     @property
     def dead_letters_topic(self) -> str:

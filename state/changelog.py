@@ -13,35 +13,39 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from crossrep import kafka
 from crossrep.errors import StateError
-from crossrep.spec import Space
-from state import faults
+from crossrep.spec import Space, fold_group
+from state import faults, progress
+from state.progress import Progress
 
+QUEUED = 500_000  # records handed to the producer at a time; only a rewind has more
 TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
 
 
 @dataclass(frozen=True)
 class Flush:
-    """What one transaction writes. `records` maps entities to (keys, values); the progress is the next frame offset."""
+    """What one transaction writes. `records` maps entities to (keys, values); an empty value deletes."""
 
     records: dict[str, tuple[list[bytes], list[bytes]]]
-    progress: int
+    progress: Progress
+    history: list[bytes] = field(default_factory=list)
     dead_letters: list[bytes] = field(default_factory=list)
 
 
 class Changelog:
     """Writes and reads partition `number` of all of a space's representation topics."""
 
-    def __init__(self, space: Space, group: str, number: int, bootstrap: str):
+    def __init__(self, space: Space, number: int, bootstrap: str, timeout: float = TRANSACTION_TIMEOUT):
         self._space = space
-        self._group = group
+        self._group = fold_group(space)
         self._bootstrap = bootstrap
+        self._timeout = timeout
         self.number = number
         self._producer: Producer | None = None
         self._group_metadata: Any = None
 
     def fence(self) -> None:
         """Become the only writer. Aborts what the former owner left open; its next commit fails."""
-        self._producer = kafka.transactional_producer(self._bootstrap, f"{self._group}-{self.number}", TRANSACTION_TIMEOUT)
+        self._producer = kafka.transactional_producer(self._bootstrap, f"{self._group}-{self.number}", self._timeout)
         kafka.retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))  # type: ignore[union-attr]
         # Not the metadata of Faust's member: the transactional id, not the group's generation, is what fences here.
         outsider = kafka.consumer(self._bootstrap, self._group)
@@ -60,22 +64,27 @@ class Changelog:
         producer.begin_transaction()
         faults.point("commit.begun")
         for entity, (keys, values) in flush.records.items():
-            messages: list[dict[str, Any]] = [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
+            messages: list[dict[str, Any]] = [{"key": key, "value": value or None} for key, value in zip(keys, values, strict=True)]
+            topic = self._space.representations_topic(entity)
 
             def delivered(error: Any, message: Any, entity: str = entity) -> None:
                 if error is None:
                     ends[entity] = message.offset() + 1
 
             messages[-1]["callback"] = delivered
-            topic = self._space.representations_topic(entity)
-            queued = producer.produce_batch(topic, messages, self.number)
-            if queued != len(messages):
-                raise KafkaException(f"{len(messages) - queued} of {len(messages)} records for {topic} did not fit the producer's queue")
+            for start in range(0, len(messages), QUEUED):
+                part = messages[start : start + QUEUED]
+                if start:
+                    producer.flush(kafka.RETRY_FOR)
+                if producer.produce_batch(topic, part, self.number) != len(part):
+                    raise KafkaException(f"records for {topic} did not fit the producer's queue")
+        for undo in flush.history:
+            producer.produce(self._space.history_topic, undo, partition=self.number)
         for letter in flush.dead_letters:
             producer.produce(self._space.dead_letters_topic, letter)
         producer.flush(kafka.RETRY_FOR)
         faults.point("commit.produced")
-        frames = TopicPartition(self._space.frames_topic, self.number, flush.progress)
+        frames = TopicPartition(self._space.frames_topic, self.number, flush.progress.offset, progress.encode(flush.progress))
         kafka.retried(lambda: producer.send_offsets_to_transaction([frames], self._group_metadata))
         faults.point("commit.offsets")
         kafka.retried(producer.commit_transaction)

@@ -15,18 +15,24 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from confluent_kafka import TopicPartition
+import numpy as np
 
-from crossrep import frames, kafka
-from crossrep.errors import BadFrame, StateError
+from crossrep import forget, frames, kafka
+from crossrep.algebra import NEVER
+from crossrep.errors import BadFrame
+from crossrep.forget import Forget, is_order
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
 from crossrep.spec import Space
-from state import dead_letters, faults
+from state import dead_letters, faults, history, progress
 from state.changelog import Changelog, Flush
+from state.expiry import Sweep
+from state.history import Undo
+from state.progress import Progress
 from state.slab import Copy, Slab
 from state.store import Memory, Meta, Store, open_store
 
@@ -38,13 +44,12 @@ class Settings:
     """What all partitions of a worker share."""
 
     space: Space
-    group: str  # the consumer group whose committed offset is the progress
     bootstrap: str
     folder: Path  # of this worker's stores
     topic_ids: dict[str, str]
     memory: Memory
     slots: int = 65_536  # most keys in memory per entity and partition
-    tombstones_kept: float = 86_400.0  # seconds; the changelogs' delete.retention.ms
+    tombstones_kept: float = 2 * 86_400.0  # seconds; the changelogs' delete.retention.ms
 
 
 @dataclass
@@ -55,11 +60,17 @@ class Stats:
     frames: int = 0
     dead_letters: int = 0
     records: int = 0
+    deleted: int = 0  # tombstones among the records: expired or forgotten keys
     flushes: int = 0
     flush_seconds: float = 0.0
-    restored: int = 0
+    restored: int = 0  # of the last takeover
     restore_total: int = 0
     restore_seconds: float = 0.0
+
+    @property
+    def restore_left(self) -> float:
+        """Seconds that the restore under way will still take, at its rate so far."""
+        return self.restore_seconds * (self.restore_total - self.restored) / self.restored if self.restored else float("inf")
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,9 @@ class Pending:
     """A flush between `copy` and `done`."""
 
     copies: dict[str, Copy]
-    progress: int
+    expired: dict[str, list[bytes]]  # keys that only the store knows
+    forgotten: list[Forget]
+    progress: Progress
     dead_letters: list[bytes]
 
 
@@ -79,12 +92,17 @@ class Partition:
         self._space = settings.space
         self.number = number
         self.stats = Stats()
-        self.progress = -1  # next frame offset to fold
-        self._flushed = -1  # next frame offset as committed
         self._layouts = {entity: RecordLayout(settings.space, entity) for entity in settings.space.entities}
-        self._changelog = Changelog(settings.space, settings.group, number, settings.bootstrap)
-        self._slabs: dict[str, Slab] = {}
+        self._changelog = Changelog(settings.space, number, settings.bootstrap)
         self._store: Store | None = None
+        self._begin(Progress(-1))
+
+    def _begin(self, at: Progress) -> None:
+        """Nothing is in memory, and `at` is committed."""
+        self.progress = self._flushed = at
+        self._slabs: dict[str, Slab] = {}
+        self._sweeps: dict[str, Sweep] = {}
+        self._forgotten: list[Forget] = []
         self._dead_letters: list[bytes] = []
 
     # --- taking over ---
@@ -100,28 +118,28 @@ class Partition:
         Raises:
             StateError: progress and state contradict each other in a way only a person can resolve; says how.
         """
-        started = time.monotonic()
         self.close()
-        self._store = self._open_store()
-        after_records = self._restore(self._store)
+        self._store = store = self._open_store()
+        self._restore(store)
         faults.point("open.restored")
-        progress = self._progress_at_broker(max(after_records, self._store.meta.progress))
-        store = self._store
-        self._slabs = {
-            entity: Slab(layout, lambda keys, entity=entity: store.get(entity, keys), self._settings.slots)  # type: ignore[misc]
-            for entity, layout in self._layouts.items()
-        }
-        self.progress = self._flushed = progress
-        self.stats.restore_seconds = time.monotonic() - started
-        return progress
+        at, complete = progress.at_takeover(self._space, self._settings.bootstrap, self.number, store.meta.progress)
+        if not complete and any(spec.expire_after for spec in self._space.entities.values()):
+            at = replace(at, stream_time=store.newest_event())
+        self._begin(at)
+        for entity, spec in self._space.entities.items():
+            self._slabs[entity] = Slab(self._layouts[entity], partial(store.get, entity), self._settings.slots)
+            if spec.expire_after:
+                self._sweeps[entity] = Sweep(entity, spec.expire_after)
+        return at.offset
 
     def reopen(self) -> int:
         """Take over again after a rebalance. What is in memory is kept if nobody else has moved the progress since our last flush."""
         if self._store is None:
             return self.open()
-        if self.progress == self._flushed == self._committed():
-            self.progress = self._within_log(self.progress)
-            return self.progress
+        if self.progress == self._flushed:
+            at, _ = progress.at_takeover(self._space, self._settings.bootstrap, self.number, -1)
+            if at.offset == self.progress.offset:
+                return at.offset
         log.warning("partition %d was folded elsewhere meanwhile; restoring", self.number)
         return self.open()
 
@@ -135,98 +153,76 @@ class Partition:
             client.close()
         return open_store(folder, expected, bounds, self._settings.memory, self._settings.tombstones_kept)
 
-    def _restore(self, store: Store) -> int:
-        """Read the changelog's tail into the store. Returns one past the greatest source offset seen, or -1."""
+    def _restore(self, store: Store) -> None:
+        """Read the changelog's tail into the store."""
+        began, told = time.time(), time.monotonic()
+        self.stats.restored = self.stats.restore_total = 0
 
         def progressed(done: int, total: int) -> None:
-            self.stats.restored, self.stats.restore_total = done, total
+            nonlocal told
+            self.stats.restored, self.stats.restore_total, self.stats.restore_seconds = done, total, time.time() - began
+            if time.monotonic() - told > 5:
+                told = time.monotonic()
+                log.info(
+                    "partition %d: restored %s of %s offsets, %s/s, %.0f s left",
+                    *(self.number, f"{done:,}", f"{total:,}", f"{done / self.stats.restore_seconds:,.0f}", self.stats.restore_left),
+                )
 
-        after = -1
         for entity, keys, values, end in self._changelog.tail(dict(store.meta.changelog), progressed):
             records = self._layouts[entity].decode([value for value in values if value], f"changelog record of {entity}")
-            if len(records):
-                after = max(after, int(records["source_offset"].max()) + 1)
-            store.write({entity: (keys, values)}, {entity: end}, max(store.meta.progress, after))
-        return after
-
-    def _committed(self) -> int | None:
-        """The group's progress as Kafka knows it; None if there is none, yet or any more."""
-        client = kafka.consumer(self._settings.bootstrap, self._settings.group)
-        try:
-            offset: int = kafka.committed(client, [TopicPartition(self._space.frames_topic, self.number)])[0].offset
-            return offset if offset >= 0 else None
-        finally:
-            client.close()
-
-    def _progress_at_broker(self, folded: int) -> int:
-        """The offset to go on from: the group's, checked against `folded`, the offset the records prove to be folded up to (-1: none)."""
-        place = f"{self._space.frames_topic}[{self.number}]"
-        progress = self._committed()
-        if progress is None:
-            # A group's offsets expire after weeks of silence; the records know better. With neither, this is a new space.
-            progress = folded if folded >= 0 else self._log()[0]
-        if progress < folded:
-            raise StateError(
-                f"group {self._settings.group!r} says {place} is folded up to {progress}, but records hold frames up to {folded}: somebody "
-                f"moved the group back, and folding again would count twice. To go on: "
-                f"kafka-consumer-groups.sh --group {self._settings.group} "
-                f"--topic {self._space.frames_topic}:{self.number} --reset-offsets --to-offset {folded} --execute. "
-                "To fold again from an earlier point, do it in a new space"
-            )
-        return self._within_log(progress)
-
-    def _log(self) -> tuple[int, int]:
-        """First and next offset of our frames."""
-        client = kafka.consumer(self._settings.bootstrap)
-        try:
-            return kafka.watermarks(client, self._space.frames_topic, self.number)
-        finally:
-            client.close()
-
-    def _within_log(self, progress: int) -> int:
-        """The same offset, or the log's end where only a transaction's marker lay in between and retention has emptied the partition.
-
-        Whoever writes frames does so in transactions, so the last offset of a partition is a marker, which nobody folds.
-        """
-        place = f"{self._space.frames_topic}[{self.number}]"
-        first, end = self._log()
-        if first == end and progress == end - 1:
-            return end
-        if not first <= progress <= end:
-            raise StateError(
-                f"{place} holds offsets {first} to {end}, but the next to fold is {progress}: frames were deleted before they were "
-                "folded, or the topic was created anew. Nothing is skipped silently: create a "
-                "new space, or accept the gap: kafka-consumer-groups.sh --group "
-                f"{self._settings.group} --topic {self._space.frames_topic}:{self.number} --reset-offsets --to-earliest --execute"
-            )
-        return progress
+            folded = {entity: int(records["source_offset"][-1]) + 1} if len(records) else {}
+            store.write({entity: (keys, values)}, {entity: end}, folded)
+        store.write({}, {}, {}, current=began)
+        self.stats.restore_seconds = time.time() - began
 
     # --- folding ---
 
-    def has_room(self, rows: Rows) -> bool:
-        return self._slabs[rows.entity].has_room(rows)
+    def has_room(self, work: Rows | Forget) -> bool:
+        return isinstance(work, Forget) or self._slabs[work.entity].has_room(work)
 
-    def decode(self, offset: int, key: bytes | None, value: bytes | None, append_time: float) -> Rows | None:
-        """The rows of a frame, or None if it is bad (it then waits for the next flush as a dead letter) or was folded before."""
-        if offset < self.progress:
+    def decode(self, offset: int, key: bytes | None, value: bytes | None, append_time: float) -> Rows | Forget | None:
+        """The rows of a frame, or an order. None if it is bad (it then waits for the next flush as a dead letter), was folded before, or
+        lies where a rewind has left frames out.
+        """
+        if offset < self.progress.offset:
             return None
         try:
+            if is_order(value):
+                assert value is not None
+                return forget.decode(self._space, value, self.number)
+            if self.progress.skips(offset):
+                self._pass(offset, append_time)
+                return None
             return frames.decode(self._space, value, append_time, self.number)
         except BadFrame as error:
             letter = dead_letters.encode(self._space.frames_topic, self.number, offset, key, value, error)
             log.warning("%s[%d]@%d is a dead letter: %s", self._space.frames_topic, self.number, offset, error)
             self._dead_letters.append(letter)
             self.stats.dead_letters += 1
-            self.progress = offset + 1
+            self._pass(offset, append_time)
             return None
 
-    def fold(self, offset: int, rows: Rows) -> None:
-        """Fold a decoded frame. The caller has asked `has_room`, and flushed if there was none."""
-        self._slabs[rows.entity].fold(rows, offset)
-        self.progress = offset + 1
-        self.stats.rows += len(rows)
+    def fold(self, offset: int, work: Rows | Forget, append_time: float) -> None:
+        """Fold what `decode` gave. The caller has asked `has_room`, and flushed if there was none."""
+        stream_time = self.progress.stream_time
+        slab = self._slabs[work.entity]
+        if isinstance(work, Forget):
+            slab.forget(work.key, offset)
+            self._forgotten.append(work)
+            log.info("forgot a key of %s by order %s[%d]@%d", work.entity, self._space.frames_topic, self.number, offset)
+        else:
+            expire_after = self._space.entities[work.entity].expire_after
+            slab.fold(work, stream_time - expire_after if expire_after else NEVER)
+            stream_time = max(stream_time, float(work.times.max()))
+            self.stats.rows += len(work)
+        self._pass(offset, append_time, stream_time)
         self.stats.frames += 1
         faults.point("fold.folded")
+
+    def _pass(self, offset: int, append_time: float, stream_time: float = NEVER) -> None:
+        self.progress = replace(
+            self.progress, offset=offset + 1, append_time=append_time, stream_time=max(self.progress.stream_time, stream_time)
+        )
 
     @property
     def dirty_rows(self) -> int:
@@ -234,7 +230,8 @@ class Partition:
 
     @property
     def unflushed(self) -> bool:
-        return self.progress != self._flushed
+        """Is there anything for a flush to do?"""
+        return self.progress != self._flushed or any(sweep.under_way for sweep in self._sweeps.values())
 
     @property
     def keys_in_memory(self) -> int:
@@ -244,21 +241,45 @@ class Partition:
 
     def copy(self) -> Pending:
         """What is dirty now. Folding may go on as soon as this returns."""
-        copies = {entity: slab.copy_dirty() for entity, slab in self._slabs.items() if slab.dirty_rows}
+        if self.progress.append_time - self.progress.point.append_time >= self._space.history / history.POINTS:
+            # What is dirty changed since the last flush, and the store holds what it was then: that is where the point must be.
+            self.progress = replace(self.progress, point=self._flushed.as_point())
+        expired = {}
+        for entity, sweep in self._sweeps.items():
+            self._slabs[entity].expire(self.progress.stream_time - sweep.expire_after)
+            expired[entity], sweep.found = self._slabs[entity].lacks(sweep.found), []
+        last, point = self.progress.offset - 1, self.progress.point.offset
+        copies = {entity: slab.copy_dirty(last, point) for entity, slab in self._slabs.items() if slab.dirty_rows}
         letters, self._dead_letters = self._dead_letters, []
+        orders, self._forgotten = self._forgotten, []
         faults.point("flush.copied")
-        return Pending(copies, self.progress, letters)
+        return Pending(copies, expired, orders, self.progress, letters)
 
     def commit(self, pending: Pending) -> None:
         """Kafka first, in one transaction, then RocksDB."""
         assert self._store is not None
         started = time.monotonic()
-        records = {entity: (copy.keys, _split(copy)) for entity, copy in pending.copies.items()}
-        ends = self._changelog.commit(Flush(records, pending.progress, pending.dead_letters))
-        self._store.write(records, ends, pending.progress)
+        records: dict[str, tuple[list[bytes], list[bytes]]] = {}
+        undo: list[bytes] = []
+        for entity in self._layouts:
+            keys, values, changed = _writes(pending.copies.get(entity), pending.expired.get(entity, []))
+            if keys:
+                records[entity] = keys, values
+            if changed:
+                undo += history.encode(Undo(entity, pending.progress.point, changed, self._store.get(entity, changed)))
+        ends = self._changelog.commit(Flush(records, pending.progress, undo, pending.dead_letters))
+        folded = dict.fromkeys(records, pending.progress.offset)
+        self._store.write(records, ends, folded, current=time.time())
         faults.point("store.written")
+        for order in pending.forgotten:
+            self._store.shred(order.entity, [order.key])
+        for entity, sweep in self._sweeps.items():
+            if entity in pending.copies:
+                sweep.wrote(pending.copies[entity].records["event_time"][~pending.copies[entity].deleted])
+            sweep.look(self._store, pending.progress.stream_time)
         self.stats.flushes += 1
         self.stats.records += sum(len(keys) for keys, _ in records.values())
+        self.stats.deleted += sum(values.count(b"") for _, values in records.values())
         self.stats.flush_seconds += time.monotonic() - started
 
     def done(self, pending: Pending) -> None:
@@ -268,14 +289,19 @@ class Partition:
 
     def close(self) -> None:
         """Give up memory and the store. What was not flushed is folded again by the next owner."""
-        self._slabs = {}
-        self._dead_letters = []
-        self.progress = self._flushed = -1
+        self._begin(Progress(-1))
         if self._store is not None:
             self._store.close()
             self._store = None
 
 
-def _split(copy: Copy) -> list[bytes]:
+def _writes(copy: Copy | None, expired: list[bytes]) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """One entity's part of a flush: keys, their values (empty: delete), and the keys whose former record goes to the history."""
+    if copy is None:
+        return expired, [b""] * len(expired), expired
     blob, size = copy.records.tobytes(), copy.records.dtype.itemsize
-    return [blob[i : i + size] for i in range(0, len(blob), size)]
+    values = [blob[i : i + size] for i in range(0, len(blob), size)]
+    for i in np.flatnonzero(copy.deleted).tolist():
+        values[i] = b""
+    changed = [copy.keys[i] for i in np.flatnonzero(copy.first).tolist()]
+    return copy.keys + expired, values + [b""] * len(expired), changed + expired

@@ -7,6 +7,9 @@ A slot may be evicted only when it is clean and its last copy is in the store. P
     neither   clean: the store holds the same record
 
 A frame is folded whole or not at all: a flush in the middle of one would commit rows whose frame is not yet passed.
+
+A slot that counts no event is a deleted key: its record is a tombstone. Expired and forgotten keys are such slots, so what returns to them
+begins anew, whatever the store still says.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrep.aggregates import Aggregates
+from crossrep.algebra import NEVER
 from crossrep.keys import MISSING, KeyIndex, Keys
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
@@ -32,6 +36,8 @@ class Copy:
     slots: NDArray[np.int32]
     keys: list[bytes]
     records: NDArray[np.void]
+    deleted: NDArray[np.bool_]  # the record is a tombstone
+    first: NDArray[np.bool_]  # not written since the rewind point: what the store holds of it must go to the history
 
 
 class Slab:
@@ -51,6 +57,7 @@ class Slab:
         self._dirty = np.zeros(self._index.capacity, np.bool_)
         self._flushing = np.zeros(self._index.capacity, np.bool_)
         self._used = np.zeros(self._index.capacity, np.int64)  # the frame that last touched the slot
+        self._written = np.full(self._index.capacity, -1, np.int64)  # the source offset of the slot's last record; -1: it has none
         self._frame = 0
         self.dirty_rows = 0  # rows folded since the last copy: an upper bound of the dirty slots
         self.misses = 0
@@ -72,24 +79,72 @@ class Slab:
         pinned = len(rows) - missing
         return missing <= room + max(evictable - pinned, 0) or not (self._dirty.any() or self._flushing.any())
 
-    def fold(self, rows: Rows, source_offset: int) -> None:
-        """Fold all rows of one frame. The caller has asked `has_room`."""
+    def fold(self, rows: Rows, expired_before: float = NEVER) -> None:
+        """Fold all rows of one frame. The caller has asked `has_room`.
+
+        Args:
+            expired_before: keys whose newest event is older (seconds since 1970) begin anew.
+        """
         self._frame += 1
         slots = self._index.find(rows.keys)
         if (slots == MISSING).any():
             self._load_missing(rows.keys, slots)
-        self._state.fold(slots, rows, source_offset)
-        self._used[slots] = self._frame
-        self._dirty[slots] = True
-        self.dirty_rows += len(slots)
+        if expired_before > NEVER:
+            self._state.clear(slots[self._state.event_time[slots] < expired_before])
+        self._state.fold(slots, rows)
+        self._touch(slots)
 
-    def copy_dirty(self) -> Copy:
-        """Take what a flush writes; the slots count as flushing until `flushed` is told."""
+    def forget(self, key: bytes, offset: int) -> None:
+        """Delete a key, whether it is in memory or only in the store. The history does not learn what it was.
+
+        Args:
+            offset: of the order. Nothing before it is worth recording: on the way back to any rewind point, it will be met again.
+        """
+        self._frame += 1
+        keys = Keys.of([key])
+        slots = self._index.find(keys)
+        if slots[0] == MISSING:
+            self._make_room(1, pinned=slots[:0])
+            self._index.insert(keys, slots)
+        self._state.clear(slots)
+        self._written[slots] = offset
+        self._touch(slots)
+
+    def expire(self, before: float) -> int:
+        """Delete the keys in memory whose newest event is older than `before`. Returns how many."""
+        held = self._index.slots()
+        times = self._state.event_time[held]
+        old = held[(times < before) & (times > NEVER)]
+        self._state.clear(old)
+        self._dirty[old] = True
+        self.dirty_rows += len(old)
+        return len(old)
+
+    def lacks(self, keys: list[bytes]) -> list[bytes]:
+        """Those of the keys that only the store may hold."""
+        missing = self._index.find(Keys.of(keys)) == MISSING
+        return [key for key, out in zip(keys, missing.tolist()) if out]
+
+    def copy_dirty(self, source_offset: int, point: int = 0) -> Copy:
+        """Take what a flush writes; the slots count as flushing until `flushed` is told.
+
+        Args:
+            source_offset: of the last frame folded: the records are true up to it.
+            point: offset of the newest rewind point.
+        """
         assert not self._flushing.any(), "one flush at a time"
         slots = np.flatnonzero(self._dirty).astype(np.int32)
         self._dirty[slots], self._flushing[slots] = False, True
         self.dirty_rows = 0
-        return Copy(slots, self._index.keys(slots).tolist(), self._state.records(slots))
+        first = self._written[slots] < point
+        self._written[slots] = source_offset
+        records = self._state.records(slots, source_offset)
+        return Copy(slots, self._index.keys(slots).tolist(), records, self._state.count[slots] == 0, first)
+
+    def _touch(self, slots: NDArray[np.int32]) -> None:
+        self._used[slots] = self._frame
+        self._dirty[slots] = True
+        self.dirty_rows += len(slots)
 
     def flushed(self, copy: Copy) -> None:
         """The store now holds this copy."""
@@ -103,11 +158,13 @@ class Slab:
         new = self._index.insert(keys, slots)
         fresh = slots[new]
         self._state.clear(fresh)
+        self._written[fresh] = -1
         stored = self._read(keys.take(new).tolist())
         known = [i for i, value in enumerate(stored) if value is not None]
         if known:
             records = self._state.layout.decode([value for value in stored if value is not None], "stored record")
             self._state.load(fresh[known], records)
+            self._written[fresh[known]] = records["source_offset"].astype(np.int64)
         self.misses += len(new)
 
     def _make_room(self, wanted: int, pinned: NDArray[np.int32]) -> None:
@@ -139,3 +196,4 @@ class Slab:
         self._dirty = np.append(self._dirty, np.zeros(more, np.bool_))
         self._flushing = np.append(self._flushing, np.zeros(more, np.bool_))
         self._used = np.append(self._used, np.zeros(more, np.int64))
+        self._written = np.append(self._written, np.full(more, -1, np.int64))

@@ -8,19 +8,35 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteBufferManager
+import numpy as np
+from numpy.typing import NDArray
+from rocksdict import (
+    BlockBasedOptions,
+    BottommostLevelCompaction,
+    Cache,
+    CompactOptions,
+    DBCompressionType,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteBufferManager,
+)
 
+from crossrep.algebra import NEVER
 from crossrep.errors import StateError
+from crossrep.records import EVENT_TIME_AT
 
 log = logging.getLogger(__name__)
 
 _META = b"\xffmeta"  # entities have prefixes 0, 1, ...
+_EVENT_TIME = struct.Struct("<d")
 
 
 @dataclass(frozen=True)
@@ -43,8 +59,15 @@ class Meta:
     space_hash: str
     topic_ids: dict[str, str]  # of the frames topic and every changelog
     changelog: dict[str, int] = field(default_factory=dict)  # entity -> next changelog offset to read
-    progress: int = -1  # next frame offset, as committed with the last batch
-    written: float = 0.0  # wall clock, seconds: tombstones older than the topic's delete.retention.ms would be missed
+    folded: dict[str, int] = field(default_factory=dict)  # entity -> frame offset up to which its newest record is true
+    # Wall clock, seconds: when the store last began to agree with the changelog's end. What was deleted later is still to be read there,
+    # as long as the topic keeps its tombstones.
+    current: float = field(default_factory=time.time)
+
+    @property
+    def progress(self) -> int:
+        """Frame offset up to which the newest record is true; -1: there is none."""
+        return max(self.folded.values(), default=-1)
 
 
 class Store:
@@ -65,8 +88,42 @@ class Store:
         with self._noting_corruption():
             return self._db.get([prefix + key for key in keys])  # type: ignore[no-any-return]
 
-    def write(self, records: dict[str, tuple[list[bytes], list[bytes]]], changelog: dict[str, int], progress: int) -> None:
-        """One atomic batch: records of entities as (keys, values), and up to where the store is true with them."""
+    def scan(self, entity: str, start: bytes, count: int) -> tuple[list[bytes], NDArray[np.float64], bytes | None]:
+        """Up to `count` keys from `start` on in byte order, their newest event times, and where to go on (None: that was the end)."""
+        prefix = self._prefix[entity]
+        keys: list[bytes] = []
+        times: list[float] = []
+        with self._noting_corruption():
+            entries = self._db.iter()
+            entries.seek(prefix + start)
+            while entries.valid() and (key := entries.key()).startswith(prefix):
+                if len(keys) == count:
+                    return keys, np.array(times), key[1:]
+                keys.append(key[1:])
+                times.append(_EVENT_TIME.unpack_from(entries.value(), EVENT_TIME_AT)[0])
+                entries.next()
+        return keys, np.array(times), None
+
+    def newest_event(self) -> float:
+        """The newest event time in any record, seconds since 1970. Reads the whole store."""
+        newest = NEVER
+        for entity in self._prefix:
+            start: bytes | None = b""
+            while start is not None:
+                _, times, start = self.scan(entity, start, 50_000)
+                newest = max(newest, float(times.max(initial=NEVER)))
+        return newest
+
+    def write(
+        self, records: dict[str, tuple[list[bytes], list[bytes]]], changelog: dict[str, int], folded: dict[str, int], current: float = 0.0
+    ) -> None:
+        """One atomic batch.
+
+        Args:
+            records: entities to keys and values; an empty value deletes.
+            changelog, folded: see `Meta`, of the entities that change.
+            current: see `Meta`; 0 leaves it.
+        """
         batch = WriteBatch(raw_mode=True)
         for entity, (keys, values) in records.items():
             prefix = self._prefix[entity]
@@ -76,11 +133,20 @@ class Store:
                 else:
                     del batch[prefix + key]
         self.meta.changelog.update(changelog)
-        self.meta.progress = progress
-        self.meta.written = time.time()
+        self.meta.folded.update(folded)
+        self.meta.current = current or self.meta.current
         batch[_META] = json.dumps(asdict(self.meta)).encode()
         with self._noting_corruption():
             self._db.write(batch)
+
+    def shred(self, entity: str, keys: list[bytes]) -> None:
+        """Make deleted keys leave the files too, where RocksDB would keep their old records until it next compacts them."""
+        options = CompactOptions()
+        options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+        with self._noting_corruption():
+            self._db.flush()
+            for key in keys:
+                self._db.compact_range(self._prefix[entity] + key, self._prefix[entity] + key + b"\x00", compact_opt=options)
 
     @contextmanager
     def _noting_corruption(self) -> Iterator[None]:
@@ -102,7 +168,8 @@ def open_store(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]],
     Args:
         expected: the space's hash and the topics' ids; a store that says otherwise belongs to something else.
         bounds: per entity, the first and the next offset of its changelog; a store that knows more than there is cannot be its cache.
-        tombstones_kept: the changelogs' delete.retention.ms in seconds; an older store may have missed deletions.
+        tombstones_kept: the changelogs' delete.retention.ms in seconds. A store that is behind and older than half of that may have missed
+            deletions; the other half is there so that the clocks of two workers may differ by hours.
 
     Raises:
         StateError: another process has it open.
@@ -135,7 +202,11 @@ def _open(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]], memo
     folder.parent.mkdir(parents=True, exist_ok=True)
     db = Rdict(str(folder), _options(memory))
     stored = db.get(_META)
-    meta = Meta(**json.loads(stored)) if stored else replace(expected, changelog={entity: first for entity, (first, _) in bounds.items()})
+    meta = (
+        Meta(**json.loads(stored))
+        if stored
+        else replace(expected, changelog={entity: first for entity, (first, _) in bounds.items()}, folded={})
+    )
     return Store(db, folder, meta, list(bounds))
 
 
@@ -144,8 +215,6 @@ def _distrust(found: Meta, expected: Meta, bounds: dict[str, tuple[int, int]], t
         return "it was written with another spec"
     if found.topic_ids != expected.topic_ids:
         return "its topics were deleted and created anew"
-    if found.written and time.time() - found.written > tombstones_kept:
-        return f"it is older than the {tombstones_kept:.0f} s for which the changelog keeps deletions"
     if found.changelog.keys() != bounds.keys():
         return f"it knows the changelogs of {list(found.changelog)}, not of {list(bounds)}"
     for entity, (first, end) in bounds.items():
@@ -153,6 +222,11 @@ def _distrust(found: Meta, expected: Meta, bounds: dict[str, tuple[int, int]], t
             return f"it knows the changelog of {entity} up to {found.changelog[entity]}, which now begins at {first}"
         if found.changelog[entity] > end:
             return f"it knows the changelog of {entity} up to {found.changelog[entity]}, which ends at {end}"
+    # One offset behind is the marker of our own last transaction, and nothing to have missed.
+    behind = any(end - found.changelog[entity] > 1 for entity, (_, end) in bounds.items())
+    age = abs(time.time() - found.current)
+    if behind and age > tombstones_kept / 2:
+        return f"it is {age / 3600:.0f} h old, and the changelog keeps deletions for {tombstones_kept / 3600:.0f} h"
     return None
 
 

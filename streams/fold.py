@@ -36,6 +36,7 @@ from streams import faust_transport, metrics, topics
 log = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_REFUSED = 1, 3
+RESTORES = 2  # partitions restored at a time: the first ones flow early, and what flows already keeps a share of the processor
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ class Fold:
         self.options = options
         self._settings = Settings(
             space=space,
-            group=fold_group(space),
             bootstrap=bootstrap,
             folder=folder,
             topic_ids=published.topic_ids,
@@ -76,12 +76,13 @@ class Fold:
         self.assigned: set[int] | None = None  # None until the first rebalance is through
         self._epoch = 0  # of the assignment; work begun for an older one must not let a partition flow
         self._locks: dict[int, asyncio.Lock] = {}  # one opening or flush of a partition at a time
+        self._restores = asyncio.Semaphore(RESTORES)
         self._threads = ThreadPoolExecutor(max(4, space.partitions), "partition")
         self._tasks: set[asyncio.Task[None]] = set()
         self._fencing: set[asyncio.Future[Any]] = set()
         self._stopping = False
         self.app = _faust_app(space, bootstrap, options, folder)
-        faust_transport.install(self.app, lambda: {n: self.partitions[n].progress for n in self.flowing})
+        faust_transport.install(self.app, lambda: {n: self.partitions[n].progress.offset for n in self.flowing})
         self.app.on_partitions_revoked.connect(self._on_revoked)
         self.app.on_partitions_assigned.connect(self._on_assigned)
         # raw: with value_type=bytes alone Faust would still try to read JSON. acks=False: Faust tracks nothing, positions are ours.
@@ -93,8 +94,14 @@ class Fold:
 
     def _ready(self) -> tuple[bool, dict[str, Any]]:
         """Ready is when all partitions we own are restored and flowing."""
-        ready = self.assigned is not None and self.assigned <= self.flowing
-        return ready, {"space": self.space.name, "partitions": sorted(self.assigned or ()), "flowing": sorted(self.flowing)}
+        owned, flowing = sorted(self.assigned or ()), sorted(self.flowing)
+        restoring = {}
+        for number in set(owned) - set(flowing) & set(self.partitions):
+            stats = self.partitions[number].stats
+            if 0 < stats.restored < stats.restore_total:
+                restoring[number] = {"done": stats.restored / stats.restore_total, "seconds_left": round(stats.restore_left, 1)}
+        ready = self.assigned is not None and owned == flowing
+        return ready, {"space": self.space.name, "partitions": owned, "flowing": flowing, "restoring": restoring}
 
     # --- the flow ---
 
@@ -110,15 +117,15 @@ class Fold:
         if number not in self.flowing:
             return  # it was held meanwhile; when it flows again, it does so from our progress, so this frame comes again
         partition = self.partitions[number]
-        rows = partition.decode(offset, key, value, append_time)
-        if rows is None:
+        work = partition.decode(offset, key, value, append_time)
+        if work is None:
             return
         epoch = self._epoch
-        while not partition.has_room(rows) or partition.dirty_rows > 4 * self.options.flush_rows:
+        while not partition.has_room(work) or partition.dirty_rows > 4 * self.options.flush_rows:
             await self._flush(number)
             if epoch != self._epoch:
                 return
-        partition.fold(offset, rows)
+        partition.fold(offset, work, append_time)
         if partition.dirty_rows > self.options.flush_rows and not self._lock_of(number).locked():
             self._start(self._flush(number))
 
@@ -173,7 +180,8 @@ class Fold:
                 await fencing
                 if epoch != self._epoch:
                     return
-                progress = await self._in_thread(partition.reopen)
+                async with self._restores:
+                    progress = await self._in_thread(partition.reopen)
                 if epoch != self._epoch:
                     return
                 self.flowing.add(number)
@@ -255,7 +263,7 @@ def _warm_up(space: Space) -> None:
         for number, frame in frames.encode(space, rows):
             slab = Slab(layout, lambda keys: [None] * len(keys), 8)
             slab.fold(frames.decode(space, frame, partition=number), 0)
-            layout.decode([slab.copy_dirty().records.tobytes()])
+            layout.decode([slab.copy_dirty(0).records.tobytes()])
 
 
 def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path) -> faust.App:

@@ -70,11 +70,12 @@ def of_partitions(space: str, partitions: Mapping[int, Partition], flowing: set[
         "frames": ("frames folded", lambda p: p.stats.frames),
         "dead_letters": ("frames refused", lambda p: p.stats.dead_letters),
         "records": ("changelog records written", lambda p: p.stats.records),
+        "deleted": ("tombstones among them: expired or forgotten keys", lambda p: p.stats.deleted),
         "flushes": ("transactions committed", lambda p: p.stats.flushes),
         "flush_seconds": ("seconds spent in commits", lambda p: p.stats.flush_seconds),
     }
     gauges: dict[str, tuple[str, Callable[[Partition], float]]] = {
-        "progress": ("next frame offset to fold", lambda p: p.progress),
+        "progress": ("next frame offset to fold", lambda p: p.progress.offset),
         "dirty_rows": ("rows folded and not yet flushed", lambda p: p.dirty_rows),
         "keys_in_memory": ("keys in the slabs", lambda p: p.keys_in_memory),
         "restored_records": ("changelog records read at takeover", lambda p: p.stats.restored),

@@ -31,6 +31,7 @@ from crossrep.errors import BadFrame, BadRecord, CrossrepError, StateError
 from crossrep.rows import Rows
 from crossrep.spec import Space
 from state import dead_letters, faults
+from streams import lineage
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ Transform = Callable[[Sequence[Message]], Output]
 @dataclass(frozen=True)
 class _Batch:
     frames: list[tuple[int, bytes]]
+    headers: list[tuple[str, bytes]]  # of every frame: the batch's source
     dead_letters: list[bytes]
     offsets: list[TopicPartition]  # next offset per partition
     group: Any  # the group's metadata as it was when the batch was consumed
@@ -169,16 +171,15 @@ class Pipeline:
         letters = [dead_letters.encode(m.topic(), m.partition(), m.offset(), m.key(), m.value(), error) for m, error in output.refused]
         for message, error in output.refused[:3]:
             log.warning("%s[%d]@%d is a dead letter: %s", message.topic(), message.partition(), message.offset(), error)
-        nexts: dict[tuple[str, int], int] = {}
-        for message in messages:
-            nexts[message.topic(), message.partition()] = message.offset() + 1
+        source = lineage.of(self._group, messages)
         self.stats.messages += len(messages)
         self.stats.batches += 1
         self.stats.rows += sum(map(len, output.rows))
         self.stats.frames += len(encoded)
         self.stats.dead_letters += len(letters)
         self.stats.transform_seconds += time.monotonic() - started
-        return _Batch(encoded, letters, [TopicPartition(t, p, o) for (t, p), o in nexts.items()], group)
+        offsets = [TopicPartition(topic, number, end) for (topic, number), (_, end) in source.spans.items()]
+        return _Batch(encoded, lineage.encode(source), letters, offsets, group)
 
     # --- committing, in the committer's thread ---
 
@@ -188,7 +189,7 @@ class Pipeline:
         producer.begin_transaction()
         faults.point("infer.begun")
         for partition, frame in batch.frames:
-            producer.produce(self.space.frames_topic, frame, partition=partition)
+            producer.produce(self.space.frames_topic, frame, partition=partition, headers=batch.headers)
         for letter in batch.dead_letters:
             producer.produce(self.space.dead_letters_topic, letter)
         faults.point("infer.produced")

@@ -13,8 +13,10 @@ from crossrep import kafka, spaces
 from crossrep.errors import CrossrepError, SpaceError, TopicError
 from crossrep.spaces import SPACES_TOPIC, Published
 from crossrep.spec import Space
+from state import history
 
-TOMBSTONES_KEPT = 86_400  # seconds, delete.retention.ms of the representation topics
+TOMBSTONES_KEPT = 2 * 86_400  # seconds, delete.retention.ms of the representation topics
+ERASED_WITHIN = 86_400  # seconds, max.compaction.lag.ms: after that, former records of a key are gone from the brokers' disks
 _WEEK_MS = str(7 * 86_400_000)
 # Event time is in the events. With it as record time, retention would delete a replay of 2022 within minutes.
 _STREAM = {"message.timestamp.type": "LogAppendTime", "retention.ms": _WEEK_MS, "cleanup.policy": "delete"}
@@ -43,13 +45,24 @@ def plan(space: Space) -> list[Topic]:
         Topic(space.frames_topic, space.partitions, {**_STREAM, "max.message.bytes": str(8 << 20)}),
         Topic(space.dead_letters_topic, 1, {**_STREAM, "max.message.bytes": str(8 << 20)}),
     ]
-    compacted = {**_COMPACTED, "delete.retention.ms": str(TOMBSTONES_KEPT * 1000), "min.cleanable.dirty.ratio": "0.3"}
+    kept = space.history * (1 + 1 / history.POINTS) + 600
+    topics.append(Topic(space.history_topic, space.partitions, {**_STREAM, "retention.ms": str(int(kept * 1000)), "segment.ms": "600000"}))
+    compacted = {
+        **_COMPACTED,
+        "message.timestamp.type": "LogAppendTime",  # a worker's wrong clock must not decide when compaction comes
+        "delete.retention.ms": str(TOMBSTONES_KEPT * 1000),
+        "min.cleanable.dirty.ratio": "0.3",
+        "max.compaction.lag.ms": str(ERASED_WITHIN * 1000),
+    }
     topics += [Topic(space.representations_topic(entity), space.partitions, compacted) for entity in space.entities]
     return topics
 
 
-def create(space: Space, bootstrap: str, replication: int = 1) -> list[str]:
+def create(space: Space, bootstrap: str, replication: int = -1) -> list[str]:
     """Create what is missing, check what exists, publish the space. Safe to repeat. Returns the names of the topics created.
+
+    Args:
+        replication: of new topics; -1: the cluster's default.
 
     Raises:
         SpaceError: another spec was published under this name.

@@ -26,8 +26,8 @@ USER = RecordLayout(SPACE, "user")
 def some_records(seed: int, n: int = 20) -> np.ndarray:
     rng = np.random.default_rng(seed)
     state = Aggregates(USER, n)
-    state.fold(rng.integers(0, n, 3 * n).astype(np.int32), raw_rows(SPACE, "user", [b"x"] * 3 * n, rng), int(rng.integers(0, 2**50)))
-    return state.records(np.arange(n, dtype=np.int32))
+    state.fold(rng.integers(0, n, 3 * n).astype(np.int32), raw_rows(SPACE, "user", [b"x"] * 3 * n, rng))
+    return state.records(np.arange(n, dtype=np.int32), int(rng.integers(0, 2**50)))
 
 
 def canonical(schema: Any, namespace: str = "") -> str:

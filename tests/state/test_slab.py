@@ -67,7 +67,7 @@ class Harness:
 
     def copy(self) -> None:
         if self.flight is None:
-            self.flight = self.slab.copy_dirty()
+            self.flight = self.slab.copy_dirty(self.offset)
             assert set(self.flight.keys) == self.dirty
             assert len(self.flight.keys) == len(self.flight.records) == len(self.dirty)
             self.dirty = set()
@@ -88,13 +88,13 @@ class Harness:
             assert self.slab.has_room(rows), "no room after a completed flush"
         before = self.slab.capacity
         self.offset += 1
-        self.slab.fold(rows, self.offset)
+        self.slab.fold(rows)
         self.dirty |= set(rows.keys.tolist())
         if len(rows) <= SLOTS:
             assert self.slab.capacity <= max(SLOTS, before)
         slots = self._index.find(rows.keys)
         self._index.insert(rows.keys, slots)
-        self._model.fold(slots, rows, self.offset)
+        self._model.fold(slots, rows)
 
     def check(self) -> None:
         """Everything flushed: the store agrees with the aggregates that never evict."""
@@ -106,7 +106,7 @@ class Harness:
         stored = self._get(keys)
         assert None not in stored
         got, expected = LAYOUT.decode(stored), self._model.records(slots)
-        for name in ("count", "event_time", "source_offset", "cr_time", "clicks_time", "ur_time", "ur"):
+        for name in ("count", "event_time", "cr_time", "clicks_time", "ur_time", "ur"):
             assert np.array_equal(got[name], expected[name]), name
         for name in ("cr_weight", "clicks_weight"):
             assert np.allclose(got[name], expected[name], rtol=1e-12, atol=0), name
@@ -160,10 +160,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @given(STEPS)
 def test_nothing_is_lost_over_rocksdb(store: Store, steps: list[tuple]) -> None:  # type: ignore[type-arg]
     everything = [b"%d" % i for i in range(31)]
-    store.write({"user": (everything, [b""] * 31)}, {}, -1)
+    store.write({"user": (everything, [b""] * 31)}, {}, {})
 
     def put(records: dict[bytes, bytes]) -> None:
-        store.write({"user": (list(records), list(records.values()))}, {"user": 1}, 1)
+        store.write({"user": (list(records), list(records.values()))}, {"user": 1}, {"user": 1})
 
     run(Harness(lambda keys: store.get("user", keys), put), steps)
 
@@ -188,7 +188,7 @@ def test_a_fold_between_copy_and_flushed_stays_dirty() -> None:
     harness.copy()
     harness.fold(frame([2, 3], 1))
     harness.write()
-    again = harness.slab.copy_dirty()
+    again = harness.slab.copy_dirty(0)
     assert sorted(again.keys) == [b"2", b"3"]
 
 
@@ -203,7 +203,7 @@ def test_a_copy_does_not_change_while_folding_goes_on() -> None:
 
 
 def test_nothing_dirty_gives_an_empty_copy() -> None:
-    copy = over_a_dict().slab.copy_dirty()
+    copy = over_a_dict().slab.copy_dirty(0)
     assert copy.keys == []
     assert len(copy.records) == 0
 
@@ -243,21 +243,21 @@ def test_folding_without_room_grows_rather_than_evicts_what_is_not_safe(flushing
         harness.copy()
     rows = frame(list(range(100, 108)), 1)
     assert not harness.slab.has_room(rows)
-    harness.slab.fold(rows, 1)
+    harness.slab.fold(rows)
     assert len(harness.slab) == 16
-    harness.slab.fold(frame(list(range(8)), 2), 2)  # the harness's store refuses to be asked for them
+    harness.slab.fold(frame(list(range(8)), 2))  # the harness's store refuses to be asked for them
     assert harness.slab.misses == 16
 
 
 def test_the_least_recently_used_go_first() -> None:
     slab, asked = Slab(LAYOUT, lambda keys: asked.extend(keys) or [None] * len(keys), SLOTS), list[bytes]()  # type: ignore[func-returns-value]
     for key in range(8):
-        slab.fold(frame([key], key), key)
-    slab.fold(frame([0], 9), 9)
-    slab.flushed(slab.copy_dirty())
-    slab.fold(frame([20], 10), 10)  # evicts 1, the oldest
+        slab.fold(frame([key], key))
+    slab.fold(frame([0], 9))
+    slab.flushed(slab.copy_dirty(0))
+    slab.fold(frame([20], 10))  # evicts 1, the oldest
     asked.clear()
-    slab.fold(frame([0, 2, 3, 4, 5, 6, 7], 11), 11)
+    slab.fold(frame([0, 2, 3, 4, 5, 6, 7], 11))
     assert asked == []
 
 
@@ -267,14 +267,14 @@ def test_the_slab_grows_to_its_limit_and_keeps_everything() -> None:
     for start in range(0, 5000, 500):
         rows = frame(list(range(start, start + 500)), start)
         assert slab.has_room(rows)
-        slab.fold(rows, start)
+        slab.fold(rows)
     assert (len(slab), slab.capacity) == (5000, 5000)
     assert not slab.has_room(frame([5000], 1))
     assert len(asked) == 5000
-    assert sorted(slab.copy_dirty().keys) == sorted(b"%d" % i for i in range(5000))
+    assert sorted(slab.copy_dirty(0).keys) == sorted(b"%d" % i for i in range(5000))
 
 
 def test_a_stored_record_of_another_spec_is_refused() -> None:
     slab = Slab(LAYOUT, lambda keys: [b"x" * LAYOUT.size] * len(keys), SLOTS)
     with pytest.raises(BadRecord, match="stored record 0 was written with another spec"):
-        slab.fold(frame([1], 1), 1)
+        slab.fold(frame([1], 1))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from state import store as store_module
@@ -33,7 +34,9 @@ def filled(folder: Path) -> Path:
         keys = [b"%d-%d" % (batch, i) for i in range(100)]
         values = [b"%d|" % batch + noise] * 100
         store.write(
-            {"user": ([*keys, b"last"], [*values, b"%d" % batch]), "item": ([b"last"], [b"%d" % batch])}, {"user": 101 * batch // 5}, batch
+            {"user": ([*keys, b"last"], [*values, b"%d" % batch]), "item": ([b"last"], [b"%d" % batch])},
+            {"user": 101 * batch // 5},
+            {"user": batch},
         )
     store._db.flush()
     store.close()
@@ -61,11 +64,11 @@ def test_a_new_store_is_empty_and_starts_where_the_changelog_does(tmp_path: Path
 
 def test_what_is_written_is_read_and_deleted(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
-    store.write({"user": ([b"a", b"b"], [b"1", b"2"]), "item": ([b"a"], [b"3"])}, {"user": 12}, 7)
+    store.write({"user": ([b"a", b"b"], [b"1", b"2"]), "item": ([b"a"], [b"3"])}, {"user": 12}, {"user": 7})
     assert store.get("user", [b"b", b"nobody", b"a", b"a"]) == [b"2", None, b"1", b"1"]
     assert store.get("item", [b"a", b"b"]) == [b"3", None]
     assert store.get("user", []) == []
-    store.write({"user": ([b"a", b"never"], [b"", b""])}, {}, 8)
+    store.write({"user": ([b"a", b"never"], [b"", b""])}, {}, {"user": 8})
     assert store.get("user", [b"a", b"b"]) == [None, b"2"]
     assert store.get("item", [b"a"]) == [b"3"]
     store.close()
@@ -73,7 +76,7 @@ def test_what_is_written_is_read_and_deleted(tmp_path: Path) -> None:
 
 def test_entities_with_confusable_keys_are_kept_apart(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
-    store.write({"user": ([b"\x01a", b"\xffmeta"], [b"1", b"2"]), "item": ([b"a", b"\xffmeta"], [b"3", b"4"])}, {}, 0)
+    store.write({"user": ([b"\x01a", b"\xffmeta"], [b"1", b"2"]), "item": ([b"a", b"\xffmeta"], [b"3", b"4"])}, {}, {"user": 0, "item": -1})
     assert store.get("user", [b"\x01a", b"a", b"\xffmeta"]) == [b"1", None, b"2"]
     assert store.get("item", [b"\x01a", b"a", b"\xffmeta"]) == [None, b"3", b"4"]
     store.close()
@@ -85,7 +88,7 @@ def test_entities_with_confusable_keys_are_kept_apart(tmp_path: Path) -> None:
 def test_keys_and_values_of_different_number_write_nothing(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
     with pytest.raises(ValueError, match="zip"):
-        store.write({"user": ([b"a", b"b"], [b"1"])}, {"user": 9}, 9)
+        store.write({"user": ([b"a", b"b"], [b"1"])}, {"user": 9}, {"user": 9})
     assert store.get("user", [b"a"]) == [None]
     assert store.meta.progress == -1
     store.close()
@@ -128,16 +131,68 @@ def test_a_store_at_the_very_end_of_the_changelog_is_kept(tmp_path: Path) -> Non
     store.close()
 
 
-def test_a_store_older_than_the_tombstones_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_behind_is_dropped_when_it_may_have_missed_deletions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time for which tombstones are kept: the other half is for clocks that are wrong."""
     folder, now = filled(tmp_path / "s"), time.time()
-    monkeypatch.setattr(store_module.time, "time", lambda: now + DAY - 60)
-    kept = opened(folder)
-    assert kept.meta.progress == 19
-    kept.close()
-    monkeypatch.setattr(store_module.time, "time", lambda: now + DAY + 60)
-    dropped = opened(folder)
-    assert_empty(dropped)
-    dropped.close()
+    for hours, kept in ((11.9, True), (-11.9, True), (12.1, False)):
+        monkeypatch.setattr(store_module.time, "time", lambda hours=hours: now + hours * 3600)
+        store = opened(folder)
+        assert store.meta.progress == (19 if kept else -1), hours
+        store.close()
+
+
+def test_a_store_that_is_not_behind_is_kept_however_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, now = filled(tmp_path / "s"), time.time()
+    monkeypatch.setattr(store_module.time, "time", lambda: now + 30 * DAY)
+    store = opened(folder, bounds={"user": (3, 384), "item": (5, 5)})  # one more than it knows: the marker of its own last transaction
+    assert store.meta.progress == 19
+    store.close()
+
+
+def test_a_restore_that_never_ended_does_not_count_as_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, now = filled(tmp_path / "s"), time.time()
+    monkeypatch.setattr(store_module.time, "time", lambda: now + 11 * 3600)
+    store = opened(folder)
+    store.write({"user": ([b"a"], [b"1"])}, {"user": 500}, {"user": 20})
+    store.close()
+    monkeypatch.setattr(store_module.time, "time", lambda: now + 13 * 3600)
+    store = opened(folder)
+    assert_empty(store)
+    store.write({}, {}, {}, current=now + 13 * 3600)
+    store.close()
+    monkeypatch.setattr(store_module.time, "time", lambda: now + 24 * 3600)
+    store = opened(folder)
+    assert store.meta.current == now + 13 * 3600
+    store.close()
+
+
+def test_a_scan_goes_through_one_entity_in_steps(tmp_path: Path) -> None:
+    store = opened(tmp_path / "s")
+    keys = [b"%03d" % i for i in range(10)]
+    values = [bytes(18) + np.float64(i).tobytes() for i in range(10)]
+    store.write({"user": (keys, values), "item": ([b"000"], [bytes(18) + np.float64(99).tobytes()])}, {}, {})
+    seen: list[tuple[bytes, float]] = []
+    start: bytes | None = b""
+    while start is not None:
+        found, times, start = store.scan("user", start, 3)
+        seen += zip(found, times.tolist())
+    assert seen == [(key, float(i)) for i, key in enumerate(keys)]
+    assert store.scan("item", b"", 3)[1].tolist() == [99.0]
+    assert store.newest_event() == 99.0
+    store.close()
+
+
+def test_shredded_keys_leave_the_files(tmp_path: Path) -> None:
+    store = opened(tmp_path / "s")
+    secret, other = os.urandom(200), os.urandom(200)
+    store.write({"user": ([b"17", b"18"], [secret, other])}, {}, {})
+    store._db.flush()
+    store.write({"user": ([b"17"], [b""])}, {}, {})
+    assert any(secret in path.read_bytes() for path in (tmp_path / "s").glob("*")), "RocksDB keeps it by itself"
+    store.shred("user", [b"17"])
+    assert not any(secret in path.read_bytes() for path in (tmp_path / "s").glob("*"))
+    assert store.get("user", [b"17", b"18"]) == [None, other]
+    store.close()
 
 
 # --- damage ---
@@ -182,7 +237,7 @@ def test_a_damaged_store_is_dropped_at_the_latest_on_the_restart_after_it_failed
         store = opened(folder)
         try:
             assert_empty(store) if store.meta.progress == -1 else assert_whole(store)
-            store.write({"user": ([b"new"], [b"1"])}, {}, 30)
+            store.write({"user": ([b"new"], [b"1"])}, {}, {"user": 30})
             assert store.get("user", [b"new"]) == [b"1"]
             return
         except AssertionError:
@@ -201,7 +256,9 @@ def test_a_torn_write_ahead_log_gives_an_earlier_but_true_state(tmp_path: Path, 
     store = opened(tmp_path / "live")
     for batch in range(30):
         store.write(
-            {"user": ([b"a", b"%d" % batch], [b"%d" % batch, b"x" * 500]), "item": ([b"a"], [b"%d" % batch])}, {"user": batch}, batch
+            {"user": ([b"a", b"%d" % batch], [b"%d" % batch, b"x" * 500]), "item": ([b"a"], [b"%d" % batch])},
+            {"user": batch},
+            {"user": batch},
         )
     shutil.copytree(tmp_path / "live", tmp_path / "s", ignore=shutil.ignore_patterns("LOCK"))
     store.close()

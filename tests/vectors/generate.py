@@ -130,12 +130,12 @@ def _frame(partition: int, value: bytes) -> dict[str, Any]:
 
 
 def _records(layout: RecordLayout, rows: Rows) -> list[dict[str, Any]]:
-    """The events above, folded in order as if each key's last one came in a frame at offset 17."""
+    """The events above, folded in order, in a flush whose last frame was at offset 17."""
     keys = list(dict.fromkeys(rows.keys.tolist()))
     state = Aggregates(layout, len(keys))
-    state.fold(np.array([keys.index(key) for key in rows.keys.tolist()], np.int32), rows, 17)
+    state.fold(np.array([keys.index(key) for key in rows.keys.tolist()], np.int32), rows)
     out = []
-    for key, record in zip(keys, state.records(np.arange(len(keys), dtype=np.int32))):
+    for key, record in zip(keys, state.records(np.arange(len(keys), dtype=np.int32), 17)):
         values = {name: _plain(record[name].tolist()) for name in layout.dtype.names[1:]}
         out.append({"key": key.decode(), "hex": record.tobytes().hex(), "values": values})
     return out

@@ -1,0 +1,46 @@
+"""Which messages a frame was made of: a Kafka header on every frame of `infer` and `frame`, so that a rewind knows what to read again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from confluent_kafka import Message
+
+HEADER = "crossrep.source"
+
+Place = tuple[str, int]  # topic, partition
+
+
+@dataclass(frozen=True)
+class Source:
+    """A batch's part of each input partition: the offset of its first message, and the offset behind its last."""
+
+    group: str  # the consumer group that reads the input
+    spans: dict[Place, tuple[int, int]]
+
+
+def of(group: str, messages: list[Message]) -> Source:
+    spans: dict[Place, tuple[int, int]] = {}
+    for message in messages:
+        place = (message.topic(), message.partition())
+        spans[place] = (spans.get(place, (message.offset(), 0))[0], message.offset() + 1)
+    return Source(group, spans)
+
+
+def encode(source: Source) -> list[tuple[str, bytes]]:
+    """The headers of a frame."""
+    topics: dict[str, dict[str, tuple[int, int]]] = {}
+    for (topic, partition), span in source.spans.items():
+        topics.setdefault(topic, {})[str(partition)] = span
+    return [(HEADER, json.dumps({"group": source.group, "topics": topics}).encode())]
+
+
+def decode(message: Message) -> Source | None:
+    """What a frame says of its source; None if it says nothing: another team's writer made it."""
+    found = dict(message.headers() or []).get(HEADER)
+    if found is None:
+        return None
+    said = json.loads(found)
+    spans = {(topic, int(number)): (a, b) for topic, numbers in said["topics"].items() for number, (a, b) in numbers.items()}
+    return Source(said["group"], spans)

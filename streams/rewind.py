@@ -1,0 +1,253 @@
+"""Rewinding: the state as it was at an earlier time, and what was made of the events since, made again.
+
+After a bad model has written three hours of nonsense: stop all workers, `crossrep rewind SPACE --to TIME`, start them with the good model.
+
+1. *The cut.* Every partition of the frames topic is cut at the first frame appended at TIME or later; frames of one batch are never
+   cut apart. The frames behind the cut are left out for good, and the events they were made of are read again: every frame says which
+   those were (`streams.lineage`).
+2. *The state.* The history holds what every key was at certain points (`state.history`). The newest point before the cut is restored by
+   writing former records over those that changed since, with the progress, in one transaction a partition: the same protocol as a flush.
+3. The workers fold the good frames between point and cut again, pass those behind it, and go on with the new ones.
+
+It can be repeated: a rewind that was interrupted, or the same one twice, leads to the same state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from rich.table import Table
+
+from crossrep import kafka
+from crossrep.errors import StateError
+from crossrep.spec import Space, fold_group
+from state import history, progress
+from state.changelog import Changelog, Flush
+from state.progress import Progress
+from streams import lineage
+from streams.lineage import Place
+
+MARGIN = 60.0  # seconds before the cut in which a batch may have begun that ends behind it
+TIMEOUT = 600.0  # seconds a partition's transaction may take
+
+
+@dataclass
+class Step:
+    """What happens to one partition."""
+
+    number: int
+    now: Progress
+    cut: int  # frames from here on are left out, or folded again
+    end: int  # behind the last frame
+    point: progress.Point | None = None  # where the state goes; None: nothing behind the cut is folded yet
+    records: dict[str, tuple[list[bytes], list[bytes]]] = field(default_factory=dict)  # entity -> keys, former records (empty: none)
+
+
+@dataclass
+class Plan:
+    """What a rewind does. Nothing is changed until `apply`."""
+
+    to: float  # seconds since 1970
+    steps: list[Step]
+    leave_out: bool
+    rereads: dict[str, dict[Place, int]]  # consumer group -> where it goes on
+    foreign: int  # frames behind the cut that no worker of ours wrote: their writers must send again
+
+
+def plan(
+    space: Space, bootstrap: str, to: float, leave_out: bool = True, progressed: Callable[[int, int], None] = lambda done, total: None
+) -> Plan:
+    """Find out what a rewind would do.
+
+    Args:
+        to: by the brokers' clock, seconds since 1970.
+        leave_out: leave out the frames written since, and read their events again; else fold the same frames again.
+
+    Raises:
+        StateError: workers are running, or the history, frames or events do not reach back that far; says how far they do.
+    """
+    _refuse_if_anybody_runs(space, bootstrap)
+    now = progress.committed(space, bootstrap)
+    bounds = kafka.bounds(bootstrap, space.frames_topic)
+    cuts = _offsets_at(space, bootstrap, to, bounds)
+    rereads: dict[str, dict[Place, int]] = {}
+    foreign = 0
+    if leave_out:
+        cuts, rereads, foreign = _cut(space, bootstrap, to, cuts, bounds, progressed)
+        _refuse_if_events_are_gone(bootstrap, rereads)
+    steps = [Step(number, now.get(number, Progress(bounds[number][0])), cuts[number], bounds[number][1]) for number in sorted(bounds)]
+    for step in steps:
+        if step.cut < step.now.offset:
+            _find_former_state(space, bootstrap, step, bounds[step.number][0])
+    return Plan(to, steps, leave_out, rereads, foreign)
+
+
+def apply(space: Space, bootstrap: str, plan: Plan, stepped: Callable[[], None] = lambda: None) -> None:
+    """Do it: one transaction a partition, then the offsets of those who read events.
+
+    Raises:
+        KafkaException: the cluster is away, or a worker was started meanwhile. Repeat the rewind: every step is safe to repeat.
+    """
+    for step in plan.steps:
+        at = step.now
+        if step.point is not None:
+            at = Progress(step.point.offset, step.point.append_time, step.point.stream_time, step.point, step.now.skipped)
+        if plan.leave_out and step.cut < step.end:
+            kept = tuple((first, end) for first, end in at.skipped if first < step.cut)
+            at = Progress(at.offset, at.append_time, at.stream_time, at.point, (*kept, (step.cut, step.end)))
+        if at != step.now:
+            changelog = Changelog(space, step.number, bootstrap, TIMEOUT)
+            changelog.fence()
+            changelog.commit(Flush(step.records, at))
+        stepped()
+    admin = kafka.admin(bootstrap)
+    for group, places in plan.rereads.items():
+        offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in places.items()]
+        for future in admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, offsets)]).values():
+            for part in future.result().topic_partitions:
+                if part.error is not None:
+                    raise KafkaException(part.error)
+
+
+def table(plan: Plan) -> Table:
+    """A plan as people read it."""
+    rows = Table("partition", "folded to", "cut at", "state from", "folded again", "keys put back", "frames left out", box=None)
+    for step in plan.steps:
+        state = "as it is" if step.point is None else f"{step.point.offset:,} ({_text(step.point.append_time)})"
+        again = max(0, step.cut - (step.point.offset if step.point else step.now.offset))
+        keys = sum(len(keys) for keys, _ in step.records.values())
+        left_out = step.end - step.cut if plan.leave_out else 0
+        rows.add_row(str(step.number), f"{step.now.offset:,}", f"{step.cut:,}", state, f"{again:,}", f"{keys:,}", f"{left_out:,}")
+    return rows
+
+
+def _text(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S") if time else "the beginning"
+
+
+# --- the cut ---
+
+
+def _offsets_at(space: Space, bootstrap: str, to: float, bounds: dict[int, tuple[int, int]]) -> dict[int, int]:
+    """Per partition, the first frame appended at `to` or later."""
+    client = kafka.consumer(bootstrap)
+    try:
+        asked = [TopicPartition(space.frames_topic, number, math.ceil(to * 1000)) for number in bounds]
+        found = kafka.retried(lambda: client.offsets_for_times(asked, timeout=kafka.REQUEST_TIMEOUT), kafka.TRANSIENT)
+        return {part.partition: part.offset if part.offset >= 0 else bounds[part.partition][1] for part in found}
+    finally:
+        client.close()
+
+
+def _cut(
+    space: Space,
+    bootstrap: str,
+    to: float,
+    cuts: dict[int, int],
+    bounds: dict[int, tuple[int, int]],
+    progressed: Callable[[int, int], None],
+) -> tuple[dict[int, int], dict[str, dict[Place, int]], int]:
+    """Cuts moved back until no batch is cut apart; where the events behind them begin, per group and partition; and frames of others."""
+    starts = _offsets_at(space, bootstrap, to - MARGIN, bounds)
+    total, foreign = sum(bounds[n][1] - starts[n] for n in bounds), 0
+    batches: dict[bytes, dict[int, int]] = defaultdict(dict)  # header -> partition -> first frame
+    sources: dict[bytes, lineage.Source] = {}
+    for done, message in enumerate(kafka.messages(bootstrap, space.frames_topic, {n: (starts[n], bounds[n][1]) for n in bounds})):
+        source = lineage.decode(message)
+        if source is None:
+            foreign += message.offset() >= cuts[message.partition()]
+        else:
+            header = dict(message.headers())[lineage.HEADER]
+            sources[header] = source
+            batches[header].setdefault(message.partition(), message.offset())
+        if done % 1000 == 0:
+            progressed(done, total)
+    behind: set[bytes] = set()
+    while True:
+        more = {batch for batch, firsts in batches.items() if any(first >= cuts[n] for n, first in firsts.items())} - behind
+        if not more:
+            break
+        behind |= more
+        cuts = {n: min([cut, *(batches[batch][n] for batch in more if n in batches[batch])]) for n, cut in cuts.items()}
+    rereads: dict[str, dict[Place, int]] = {}
+    for batch in behind:
+        places = rereads.setdefault(sources[batch].group, {})
+        for place, (first, _) in sources[batch].spans.items():
+            places[place] = min(places.get(place, first), first)
+    return cuts, rereads, foreign
+
+
+def _refuse_if_events_are_gone(bootstrap: str, rereads: dict[str, dict[Place, int]]) -> None:
+    client = kafka.consumer(bootstrap)
+    try:
+        for places in rereads.values():
+            for (topic, number), offset in places.items():
+                first, _ = kafka.watermarks(client, topic, number)
+                if offset < first:
+                    raise StateError(
+                        f"the events to read again begin at {topic}[{number}]@{offset}, but only those from {first} on are kept. Rewind "
+                        "to a later time, or fold the frames as they are: --keep-frames"
+                    )
+    finally:
+        client.close()
+
+
+def _refuse_if_anybody_runs(space: Space, bootstrap: str) -> None:
+    admin = kafka.admin(bootstrap)
+    for group in (fold_group(space), f"infer.{space.name}", f"frame.{space.name}"):
+        about = admin.describe_consumer_groups([group])[group].result()
+        if about.state not in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD, ConsumerGroupState.UNKNOWN):
+            names = ", ".join(sorted(member.group_instance_id or member.member_id for member in about.members)) or "joining just now"
+            raise StateError(
+                f"workers of group {group} are running ({names}): stop them all first. One that has just ended counts until its session is "
+                "over (10 s unless told otherwise)"
+            )
+
+
+# --- the former state ---
+
+
+def _find_former_state(space: Space, bootstrap: str, step: Step, first_frame: int) -> None:
+    """Fill in the newest rewind point before the cut, and what every key that changed since was there."""
+    left_out = step.now.skipped
+    first_of = {step.now.point.offset: step.now.point}
+    log_start = kafka.bounds(bootstrap, space.history_topic)[step.number][0]
+    oldest: int | None = None  # points whose messages may be incomplete: retention may have deleted the first of them
+    for undo in _undos(space, bootstrap, step.number):
+        first_of[undo.point.offset] = undo.point
+        if oldest is None:
+            oldest = undo.point.offset if log_start > 0 else -1
+    points = [
+        point
+        for offset, point in first_of.items()
+        if -1 < offset <= step.cut and offset >= first_frame and offset != oldest and not any(a < offset < b for a, b in left_out)
+    ]
+    if not points:
+        raise StateError(
+            f"the history of {space.frames_topic}[{step.number}] does not reach back to offset {step.cut}: it holds "
+            f"{_span(first_of.values())}, and the frames from {first_frame} on. The space declares history = "
+            f'"{space.toml_dict["history"]}": a longer one must be declared, and published, before it is needed'
+        )
+    step.point = max(points, key=lambda point: point.offset)
+    former: dict[str, dict[bytes, bytes]] = {entity: {} for entity in space.entities}
+    for undo in _undos(space, bootstrap, step.number):
+        if undo.point.offset >= step.point.offset:
+            for key, record in zip(undo.keys, undo.records):
+                former[undo.entity].setdefault(key, record or b"")
+    step.records = {entity: (list(records), list(records.values())) for entity, records in former.items() if records}
+
+
+def _undos(space: Space, bootstrap: str, number: int) -> Iterator[history.Undo]:
+    bounds = kafka.bounds(bootstrap, space.history_topic)
+    for message in kafka.messages(bootstrap, space.history_topic, {number: bounds[number]}):
+        yield history.decode(message.value())
+
+
+def _span(points: object) -> str:
+    times = sorted(point.append_time for point in points if point.offset >= 0)  # type: ignore[attr-defined]
+    return f"points from {_text(times[0])} on" if times else "no point yet"
