@@ -67,6 +67,8 @@ def producer(bootstrap: str, **config: Any) -> Producer:
 
 _PRODUCER = {
     "linger.ms": 5,
+    "request.timeout.ms": 10_000,  # a broker that hangs is asked again, or left, after that, not after the default 30 s
+    "socket.timeout.ms": 10_000,
     "message.max.bytes": 8 << 20,
     "batch.size": 1 << 20,
     "queue.buffering.max.messages": 2_000_000,

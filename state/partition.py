@@ -34,7 +34,7 @@ from state.expiry import Sweep
 from state.history import Undo
 from state.progress import Progress
 from state.slab import Copy, Slab
-from state.store import Memory, Meta, Store, open_store
+from state.store import Memory, Meta, Room, Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Settings:
     folder: Path  # of this worker's stores
     topic_ids: dict[str, str]
     memory: Memory
+    room: Room
     slots: int = 65_536  # most keys in memory per entity and partition
     tombstones_kept: float = 2 * 86_400.0  # seconds; the changelogs' delete.retention.ms
 
@@ -144,6 +145,7 @@ class Partition:
         return self.open()
 
     def _open_store(self) -> Store:
+        self._settings.room.wait()
         expected = Meta(self._space.hash.hex(), self._settings.topic_ids)
         folder = self._settings.folder / f"partition-{self.number}"
         client = kafka.consumer(self._settings.bootstrap)
@@ -256,8 +258,9 @@ class Partition:
         return Pending(copies, expired, orders, self.progress, letters)
 
     def commit(self, pending: Pending) -> None:
-        """Kafka first, in one transaction, then RocksDB."""
+        """Kafka first, in one transaction, then RocksDB. Waits while the disk is full."""
         assert self._store is not None
+        self._settings.room.wait()
         started = time.monotonic()
         records: dict[str, tuple[list[bytes], list[bytes]]] = {}
         undo: list[bytes] = []

@@ -39,6 +39,29 @@ _META = b"\xffmeta"  # entities have prefixes 0, 1, ...
 _EVENT_TIME = struct.Struct("<d")
 
 
+@dataclass
+class Room:
+    """Free space on the disk of a worker's stores: RocksDB must never meet a full one."""
+
+    folder: Path
+    least: int  # bytes
+    full: bool = False  # somebody is waiting
+
+    def wait(self) -> None:
+        """Block while there is less than `least`; says so every ten seconds."""
+        told = -np.inf
+        while (free := shutil.disk_usage(self.folder).free) < self.least:
+            self.full = True
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                log.error(
+                    "the disk of %s is full: %d MB are free, %d MB must be. Nothing is written until there is space; nothing is lost",
+                    *(self.folder, free >> 20, self.least >> 20),
+                )
+            time.sleep(0.2)
+        self.full = False
+
+
 @dataclass(frozen=True)
 class Memory:
     """RocksDB's memory for a whole worker, shared by all its partitions: block cache with the write buffers counted in."""
@@ -185,6 +208,8 @@ def open_store(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]],
     except Exception as error:  # rocksdict raises plain Exceptions: a corrupt or foreign database
         if "lock file" in str(error) or "lock hold" in str(error):
             raise StateError(f"store {folder} is open in another process: {error}. Stop that one first") from None
+        if "No space left" in str(error):
+            raise  # the store is good; the next start waits for space
         reason = f"it does not open: {error}"
     log.warning("store %s is dropped and will be rebuilt from the changelog: %s", folder.name, reason)
     if folder.is_dir():

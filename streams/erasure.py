@@ -149,7 +149,8 @@ def _holds(space: Space, key: Forget, value: bytes | None) -> bool:
 
 def _trace(bootstrap: str, topic: str, setting: str, appended: list[float]) -> Trace:
     resource = ConfigResource(ResourceType.TOPIC, topic)
-    config = kafka.admin(bootstrap).describe_configs([resource])[resource].result()
+    admin = kafka.admin(bootstrap)  # its futures never end once it is gone
+    config = admin.describe_configs([resource])[resource].result()
     kept = int(config[setting].value)
     never = kept < 0 or kept > 10**15
     # Logs are deleted and compacted by whole segments, each when its youngest record is old enough.

@@ -24,18 +24,20 @@ from confluent_kafka import KafkaException
 from faust.types import TP
 
 from crossrep import frames
-from crossrep.errors import CrossrepError, StateError
+from crossrep.errors import CrossrepError, StateError, TopicError
 from crossrep.records import RecordLayout
 from crossrep.spec import Space, fold_group
 from crossrep.writer import rows_of
 from state.partition import Partition, Settings
 from state.slab import Slab
-from state.store import Memory
+from state.store import Memory, Room
 from streams import faust_transport, metrics, topics
 
 log = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_REFUSED = 1, 3
+STOP = 2.5  # seconds that SIGTERM's flush may take
+WATCH = 5.0  # seconds between looks at whether our topics are still the same
 RESTORES = 2  # partitions restored at a time: the first ones flow early, and what flows already keeps a share of the processor
 
 
@@ -50,24 +52,27 @@ class FoldOptions:
     slots: int = 65_536  # most keys in memory per entity and partition
     rocksdb_mb: int = 256  # RocksDB's block cache and write buffers, all partitions together
     session_timeout: float = 10.0  # seconds after which a silent worker's partitions move
+    min_free_mb: int = 256  # of the data folder's disk; with less, nothing is written
 
 
 class Fold:
     """The worker's partitions, and which of them flow."""
 
     def __init__(self, space: Space, bootstrap: str, options: FoldOptions):
-        published = topics.check(space, bootstrap)
+        self._published = topics.check(space, bootstrap)
         folder = options.folder / space.name / options.name
         _lock(folder, options.name)
         _warm_up(space)
         self.space = space
+        self.bootstrap = bootstrap
         self.options = options
         self._settings = Settings(
             space=space,
             bootstrap=bootstrap,
             folder=folder,
-            topic_ids=published.topic_ids,
+            topic_ids=self._published.topic_ids,
             memory=Memory.of(options.rocksdb_mb << 20),
+            room=Room(folder, options.min_free_mb << 20),
             slots=options.slots,
             tombstones_kept=topics.TOMBSTONES_KEPT,
         )
@@ -100,8 +105,9 @@ class Fold:
             stats = self.partitions[number].stats
             if 0 < stats.restored < stats.restore_total:
                 restoring[number] = {"done": stats.restored / stats.restore_total, "seconds_left": round(stats.restore_left, 1)}
-        ready = self.assigned is not None and owned == flowing
-        return ready, {"space": self.space.name, "partitions": owned, "flowing": flowing, "restoring": restoring}
+        full = self._settings.room.full
+        ready = self.assigned is not None and owned == flowing and not full
+        return ready, {"space": self.space.name, "partitions": owned, "flowing": flowing, "restoring": restoring, "disk_full": full}
 
     # --- the flow ---
 
@@ -148,6 +154,15 @@ class Fold:
             for number in list(self.flowing):
                 if self.partitions[number].unflushed and not self._lock_of(number).locked():
                     self._start(self._flush(number))
+
+    async def watch_topics(self) -> None:
+        """End the process when a topic of ours is deleted or created anew: what we write would go into something else."""
+        while True:
+            await asyncio.sleep(WATCH)
+            try:
+                await self._in_thread(topics.same_topics, self.space, self.bootstrap, self._published)
+            except TopicError as error:
+                _die("going on", StateError(str(error)))
 
     # --- ownership ---
 
@@ -226,7 +241,11 @@ class Fold:
         self._stopping = True
         self._epoch += 1
         owned, self.flowing = self.flowing, set()
-        await asyncio.gather(*(self._flush(number) for number in owned))
+        try:
+            await asyncio.wait_for(asyncio.gather(*(self._flush(number) for number in owned)), STOP)
+        except TimeoutError:
+            log.warning("stopped without a flush: Kafka or the disk kept us waiting. What is not flushed will be folded again")
+            _exit(0)
         for partition in self.partitions.values():
             partition.close()
         log.info("stopped: everything is flushed")
@@ -248,6 +267,7 @@ def run(space: Space, bootstrap: str, options: FoldOptions) -> NoReturn:
         fold.app.finalize()
         await fold.app.start()
         fold._start(fold.flush_forever())
+        fold._start(fold.watch_topics())
         await fold.app.wait_until_stopped()
 
     asyncio.run(main())
@@ -277,7 +297,8 @@ def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path)
         topic_allow_declare=False,
         topic_disable_leader=True,
         broker_session_timeout=options.session_timeout,
-        broker_heartbeat_interval=options.session_timeout / 5,
+        # Kafka tells members of a rebalance in answer to their heartbeats, and all wait for the last one to hear of it.
+        broker_heartbeat_interval=min(0.5, options.session_timeout / 5),
         broker_rebalance_timeout=60.0,
         broker_request_timeout=60.0,
         consumer_max_fetch_size=8 << 20,

@@ -35,7 +35,9 @@ from streams import lineage
 
 log = logging.getLogger(__name__)
 
-TRANSACTION_TIMEOUT = 5.0  # seconds a dead worker's open transaction can stall readers
+# Seconds. A dead worker's open transaction stalls readers until then; one that ends before the cluster has replaced a lost broker (9 s by
+# Kafka's defaults) costs the worker a restart.
+TRANSACTION_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from crossrep import kafka, spaces
 from crossrep.errors import CrossrepError, SpaceError, TopicError
 from crossrep.spaces import SPACES_TOPIC, Published
-from crossrep.spec import Space
+from crossrep.spec import Space, fold_group
 from state import history
 
 TOMBSTONES_KEPT = 2 * 86_400  # seconds, delete.retention.ms of the representation topics
@@ -77,16 +77,57 @@ def create(space: Space, bootstrap: str, replication: int = -1) -> list[str]:
     control = Topic(SPACES_TOPIC, 1, _COMPACTED, shared=True)
     existing = _existing(admin)
     missing = [topic for topic in [control, *plan(space)] if topic.name not in existing]
+    _check_topics(admin, [topic for topic in plan(space) if topic not in missing])
     if missing:
         _create_all(admin, missing, replication)
-    _check_topics(admin, plan(space))
     ids = topic_ids(admin, space)
-    if published is None or published.topic_ids != ids:
+    if published is not None and published.topic_ids != ids:
+        _renew(space, bootstrap, {name for name, id in ids.items() if published.topic_ids.get(name) != id})
+    if published != Published(space, ids):
+        _keep_history(admin, space)
         producer = kafka.producer(bootstrap, acks="all")
         producer.produce(SPACES_TOPIC, spaces.encode(Published(space, ids)), space.name)
         if producer.flush(kafka.REQUEST_TIMEOUT):
             raise CrossrepError(f"the space {space.name!r} could not be published to topic {SPACES_TOPIC}")
     return [topic.name for topic in missing]
+
+
+def _renew(space: Space, bootstrap: str, changed: set[str]) -> None:
+    """Topics were deleted and created anew: begin from the recorded frames, if that gives the whole truth.
+
+    Raises:
+        TopicError: it does not; says why.
+    """
+    states = {space.representations_topic(entity) for entity in space.entities}
+    new_frames = space.frames_topic in changed
+    unchanged = states - changed | ({space.history_topic} - changed if new_frames else set())
+    left = {name for name in unchanged if any(end for _, end in kafka.bounds(bootstrap, name).values())}
+    if left:
+        raise TopicError(f"{', '.join(sorted(changed))} was created anew, but {', '.join(sorted(left))} still holds old state. {_RENEW}")
+    gone = {number: first for number, (first, _) in kafka.bounds(bootstrap, space.frames_topic).items() if first > 0}
+    if gone:
+        raise TopicError(
+            f"the state of {space.name!r} cannot be built again: {space.frames_topic} has lost its first frames to retention (partition -> "
+            f"first offset: {gone}). Create a new space"
+        )
+    admin = kafka.admin(bootstrap)  # its futures never end once it is gone
+    for future in admin.delete_consumer_groups([fold_group(space)]).values():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].name() != "GROUP_ID_NOT_FOUND":
+                raise TopicError(
+                    f"the progress of group {fold_group(space)} must begin anew, but cannot be deleted: {error.args[0].str()}. Stop all "
+                    "fold workers; one that has just ended counts until its session is over"
+                ) from None
+
+
+def _keep_history(admin: AdminClient, space: Space) -> None:
+    """How long the history is kept may be changed by declaring it anew."""
+    (wanted,) = (topic.config["retention.ms"] for topic in plan(space) if topic.name == space.history_topic)
+    entry = ConfigEntry("retention.ms", wanted, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, space.history_topic, incremental_configs=[entry])
+    admin.incremental_alter_configs([resource])[resource].result()
 
 
 def check(space: Space, bootstrap: str) -> Published:
@@ -97,21 +138,36 @@ def check(space: Space, bootstrap: str) -> Published:
     """
     published = spaces.find(space.name, bootstrap)
     _same_spec(space, published)
-    admin = kafka.admin(bootstrap)
-    _check_topics(admin, plan(space))
-    ids = topic_ids(admin, space)
-    changed = sorted(name for name, id in ids.items() if published.topic_ids.get(name) != id)
-    if changed:
-        raise TopicError(
-            f"{', '.join(changed)} were deleted and created anew since space {space.name!r} was published: their state is gone. "
-            "If that is meant, publish again: crossrep topics create SPEC.toml"
-        )
+    _check_topics(kafka.admin(bootstrap), plan(space))
+    same_topics(space, bootstrap, published)
     return published
 
 
+def same_topics(space: Space, bootstrap: str, published: Published) -> None:
+    """Are the topics that hold progress and state still those that were published?
+
+    Raises:
+        TopicError: no; says what to do.
+    """
+    admin = kafka.admin(bootstrap)
+    missing = sorted(set(published.topic_ids) - _existing(admin))
+    if missing:
+        raise TopicError(f"{', '.join(missing)} is gone. {_RENEW}")
+    ids = topic_ids(admin, space)
+    changed = sorted(name for name, id in ids.items() if published.topic_ids.get(name) != id)
+    if changed:
+        raise TopicError(f"{', '.join(changed)} was deleted and created anew since space {space.name!r} was published. {_RENEW}")
+
+
+_RENEW = (
+    "The state that is recorded there is gone. To build it again from the recorded frames: stop all workers, delete all representation "
+    "topics of the space, and crossrep topics create SPEC.toml"
+)
+
+
 def topic_ids(admin: AdminClient, space: Space) -> dict[str, str]:
-    """The ids of the topics that hold a space's progress and state."""
-    names = [space.frames_topic, *(space.representations_topic(entity) for entity in space.entities)]
+    """The ids of the topics that hold a space's progress, state and history."""
+    names = [space.frames_topic, space.history_topic, *(space.representations_topic(entity) for entity in space.entities)]
     described = admin.describe_topics(TopicCollection(names), request_timeout=kafka.REQUEST_TIMEOUT)
     return {name: str(future.result().topic_id) for name, future in described.items()}
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
 
 from crossrep import CrossrepError, LocalView, SpaceError, TopicError, kafka, spaces
 from crossrep.cli import cli
 from crossrep.spec import Space
 from streams import topics
-from tests.cluster import SPEC, Workers, free_port, new_space, wait_for
+from tests.cluster import SPEC, Load, Workers, free_port, new_space, prove, ready, settled, wait_for
 from tests.streams.small_model import small_model
 
 
@@ -54,6 +55,7 @@ def test_create_is_idempotent(bootstrap: str, tmp_path: Path) -> None:
     published = topics.check(space, bootstrap)
     assert published.space.hash == space.hash and set(published.topic_ids) == {
         space.frames_topic,
+        space.history_topic,
         space.representations_topic("user"),
         space.representations_topic("item"),
     }
@@ -164,10 +166,71 @@ def test_a_topic_created_anew_is_refused_until_published_again(bootstrap: str, t
     space, _ = new_space(bootstrap, tmp_path, partitions=2)
     name = space.representations_topic("item")
     recreate(bootstrap, space, name)
-    with pytest.raises(TopicError, match=rf"{name} were deleted and created anew since .* publish again: crossrep topics create"):
+    with pytest.raises(TopicError, match=rf"{name} was deleted and created anew since .* crossrep topics create"):
         topics.check(space, bootstrap)
     assert topics.create(space, bootstrap) == []
     topics.check(space, bootstrap)
+
+
+def test_state_whose_topics_are_gone_is_built_again_from_the_frames(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    """The worker under way ends by itself, and says how to go on; a part of the state is never mixed with new topics."""
+    space, path = new_space(bootstrap, tmp_path, partitions=2)
+    load, worker = Load(space, bootstrap), workers.fold(path)
+    load.send(500)
+    wait_for(lambda: settled(space, bootstrap), "folded")
+    recreate(bootstrap, space, space.representations_topic("item"))
+    assert worker.wait(30) == 3, workers.logs()
+    assert "was deleted and created anew" in workers.logs()
+    with pytest.raises(TopicError, match=rf"{space.representations_topic('user')} still holds old state"):
+        topics.create(space, bootstrap)
+    recreate(bootstrap, space, space.representations_topic("user"))
+
+    def published() -> bool:
+        try:
+            topics.create(space, bootstrap)
+        except TopicError as error:
+            if "Stop all fold workers" not in str(error):
+                raise
+            return False
+        return True
+
+    wait_for(published, "the dead worker's session is over, and the space is published again")
+    workers.fold(path)
+    load.send(500)
+    wait_for(lambda: settled(space, bootstrap), "folded from the beginning")
+    prove(space, bootstrap, load.counts)
+
+
+def test_frames_created_anew_under_a_running_worker(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path, partitions=2)
+    load, worker = Load(space, bootstrap), workers.fold(path)
+    load.send(100)
+    wait_for(lambda: settled(space, bootstrap), "folded")
+    recreate(bootstrap, space, space.frames_topic)
+    load.send(5)
+    assert worker.wait(30) != 0, workers.logs()
+    with pytest.raises(TopicError, match="still holds old state"):
+        topics.create(space, bootstrap)
+
+
+def test_frames_truncated_under_a_worker_that_is_behind(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path, partitions=1)
+    load, port = Load(space, bootstrap), free_port()
+    worker = workers.fold(path, port=port)
+    wait_for(lambda: ready(port), "ready")
+    load.send(100)
+    wait_for(lambda: settled(space, bootstrap), "folded")
+    worker.send_signal(signal.SIGSTOP)
+    load.send(1000, max_rows=4)
+    end = kafka.bounds(bootstrap, space.frames_topic)[0][1]
+    admin = kafka.admin(bootstrap)
+    for future in admin.delete_records([TopicPartition(space.frames_topic, 0, end - 2)]).values():
+        future.result()
+    worker.send_signal(signal.SIGCONT)
+    assert worker.wait(60) in (1, 3), workers.logs()
+    again = workers.fold(path)
+    assert again.wait(60) == 3, workers.logs()
+    assert "frames were deleted before they were folded" in workers.logs()
 
 
 def refused(workers: Workers, *expected: tuple[list[str], list[str]]) -> None:
