@@ -38,6 +38,8 @@ from state.store import Memory, Meta, Room, Store, open_store
 
 log = logging.getLogger(__name__)
 
+COMPLAIN = 10.0  # seconds between log lines about bad frames: each lies in the dead letters anyway
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -96,6 +98,7 @@ class Partition:
         self._layouts = {entity: RecordLayout(settings.space, entity) for entity in settings.space.entities}
         self._changelog = Changelog(settings.space, number, settings.bootstrap)
         self._store: Store | None = None
+        self._complained = -COMPLAIN
         self._begin(Progress(-1))
 
     def _begin(self, at: Progress) -> None:
@@ -198,9 +201,12 @@ class Partition:
             return frames.decode(self._space, value, append_time, self.number)
         except BadFrame as error:
             letter = dead_letters.encode(self._space.frames_topic, self.number, offset, key, value, error)
-            log.warning("%s[%d]@%d is a dead letter: %s", self._space.frames_topic, self.number, offset, error)
             self._dead_letters.append(letter)
             self.stats.dead_letters += 1
+            if time.monotonic() - self._complained > COMPLAIN:
+                self._complained = time.monotonic()
+                place = f"{self._space.frames_topic}[{self.number}]@{offset}"
+                log.warning("%s is a dead letter (%d so far): %s", place, self.stats.dead_letters, error)
             self._pass(offset, append_time)
             return None
 
