@@ -1,0 +1,146 @@
+"""The history brings back every rewind point, whatever was folded, expired, forgotten, evicted and flushed since."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossrep.algebra import NEVER
+from crossrep.keys import Keys
+from crossrep.records import RecordLayout
+from crossrep.rows import ColumnRows, Rows
+from crossrep.spec import Space
+from state import history, progress
+from state.history import Undo
+from state.partition import _writes
+from state.progress import Point, Progress
+from state.slab import Slab
+
+SPACE = Space.parse("""
+name = "history"
+partitions = 1
+[entities.user.columns.cr]
+source = "cr"
+dim = 2
+aggregate = "decayed_mean"
+half_life = "1h"
+""")
+LAYOUT = RecordLayout(SPACE, "user")
+EXPIRE_AFTER = 3.0
+
+
+class World:
+    """A slab of eight slots over a dict, flushed as a partition does it."""
+
+    def __init__(self) -> None:
+        self.stored: dict[bytes, bytes] = {}
+        self.slab = Slab(LAYOUT, lambda keys: [self.stored.get(key) for key in keys], 8)
+        self.offset, self.flushed, self.stream_time = 0, 0, NEVER
+        self.point = Point(0)
+        self.messages: list[bytes] = []
+        self.points: dict[int, dict[bytes, bytes]] = {0: {}}
+        self.forgotten: list[tuple[int, bytes]] = []
+
+    def fold(self, ids: list[int], time: float) -> None:
+        n = len(ids)
+        times = np.full(n, time)
+        column = ColumnRows(np.ones((n, 2), np.float32) * time, np.ones(n), times, np.ones(n, np.bool_))
+        rows = Rows("user", Keys.of(ids), times, np.ones(n, np.int64), {"cr": column})
+        if not self.slab.has_room(rows):
+            self.flush()
+        self.slab.fold(rows, self.stream_time - EXPIRE_AFTER)
+        self.stream_time = max(self.stream_time, time)
+        self.offset += 1
+
+    def forget(self, id: int) -> None:
+        self.slab.forget(b"%d" % id, self.offset)
+        self.forgotten.append((self.offset, b"%d" % id))
+        self.offset += 1
+
+    def flush(self, new_point: bool = False) -> None:
+        if new_point:
+            self.point = Point(self.flushed, 1.0, self.stream_time)
+            self.points[self.flushed] = dict(self.stored)
+        self.slab.expire(self.stream_time - EXPIRE_AFTER)
+        old = [key for key, record in self.stored.items() if LAYOUT.decode([record])["event_time"][0] < self.stream_time - EXPIRE_AFTER]
+        copy = self.slab.copy_dirty(self.offset - 1, self.point.offset)
+        keys, values, changed = _writes(copy, self.slab.lacks(old))
+        undo = Undo("user", self.point, changed, [self.stored.get(key) for key in changed])
+        self.messages += history.encode(undo)
+        for key, value in zip(keys, values, strict=True):
+            if value:
+                self.stored[key] = value
+            else:
+                self.stored.pop(key, None)
+        self.slab.flushed(copy)
+        self.flushed = self.offset
+
+    def back_at(self, offset: int) -> dict[bytes, bytes]:
+        former: dict[bytes, bytes | None] = {}
+        for undo in map(history.decode, self.messages):
+            if undo.point.offset >= offset:
+                for key, record in zip(undo.keys, undo.records):
+                    former.setdefault(key, record)
+        state = {**self.stored, **former}
+        return {key: record for key, record in state.items() if record is not None}
+
+
+FOLD = st.tuples(st.just("fold"), st.lists(st.integers(0, 20), min_size=1, max_size=6), st.integers(0, 12))
+STEPS = st.lists(st.one_of(FOLD, FOLD, FOLD, st.just(("flush",)), st.just(("point",)), st.tuples(st.just("forget"), st.integers(0, 20))))
+
+
+@given(STEPS)
+def test_every_point_can_be_brought_back(steps: list[tuple]) -> None:  # type: ignore[type-arg]
+    world = World()
+    for step in steps:
+        match step:
+            case ("fold", ids, time):
+                world.fold(ids, float(time))
+            case ("forget", id):
+                world.forget(id)
+            case ("flush",):
+                world.flush()
+            case ("point",):
+                world.flush(new_point=True)
+    world.flush()
+    for offset, expected in world.points.items():
+        found = world.back_at(offset)
+        for order, key in world.forgotten:
+            if order >= offset:  # it will be met again on the way from the point, so what it has before that does not matter
+                expected.pop(key, None)
+                found.pop(key, None)
+        assert found == expected, offset
+
+
+def test_messages_are_cut_before_they_are_too_large() -> None:
+    keys = [b"%d" % i for i in range(5000)]
+    records: list[bytes | None] = [None if i % 7 == 0 else bytes([i % 256]) * 500 for i in range(5000)]
+    point = Point(17, 1.5, 2.5)
+    messages = list(history.encode(Undo("user", point, keys, records)))
+    assert len(messages) > 2
+    assert max(map(len, messages)) < 1 << 20
+    back = [history.decode(message) for message in messages]
+    assert all(undo.point == point and undo.entity == "user" for undo in back)
+    assert [key for undo in back for key in undo.keys] == keys
+    assert [record for undo in back for record in undo.records] == records
+    assert list(history.encode(Undo("user", point, [], []))) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Progress(0),
+        Progress(7, 1.7e9, 1.6e9, Point(5, 1.69e9, 1.59e9), ((1, 2), (5, 7))),
+        Progress(2**53, 1.7e9, NEVER, Point(), ()),
+    ],
+)
+def test_progress_travels_in_the_metadata(given: Progress) -> None:
+    assert progress.decode(given.offset, progress.encode(given)) == given
+    assert len(progress.encode(Progress(1, skipped=tuple((10**12 + i, 10**12 + i + 1) for i in range(500))))) < 4096
+
+
+@pytest.mark.parametrize("metadata", [None, "", "x", "{}", "[]", "null", '{"point": []}', '{"point": [1, 2, 3]}'])
+def test_metadata_of_others_is_told_apart(metadata: str | None) -> None:
+    assert progress.decode(7, metadata) is None
