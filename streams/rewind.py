@@ -217,11 +217,14 @@ def _find_former_state(space: Space, bootstrap: str, step: Step, first_frame: in
     left_out = step.now.skipped
     first_of = {step.now.point.offset: step.now.point}
     log_start = kafka.bounds(bootstrap, space.history_topic)[step.number][0]
-    oldest: int | None = None  # points whose messages may be incomplete: retention may have deleted the first of them
+    oldest: int | None = None  # the point whose messages may be incomplete: retention may have deleted the first of them
     for undo in _undos(space, bootstrap, step.number):
         first_of[undo.point.offset] = undo.point
-        if oldest is None:
-            oldest = undo.point.offset if log_start > 0 else -1
+        oldest = undo.point.offset if oldest is None else oldest
+    if log_start == 0:
+        oldest = None
+    elif oldest is None:
+        oldest = step.now.point.offset
     points = [
         point
         for offset, point in first_of.items()
