@@ -423,10 +423,11 @@ def doctor(space: str, strict: bool, production: bool, reassignment: Path | None
     """Check the cluster's settings and the workers' lag, and name the commands that mend. Exits 1 on a problem. Changes nothing."""
     import json
 
+    from streams import cluster_facts
     from streams import doctor as examination
 
     address = kafka.bootstrap_servers(bootstrap)
-    facts = examination.gather(resolve(space, address), address, production)
+    facts = cluster_facts.gather(resolve(space, address), address, production)
     findings = examination.examine(facts)
     console.print(examination.table(findings))
     for finding in (finding for finding in findings if finding.fixes):

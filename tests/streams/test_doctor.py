@@ -19,7 +19,8 @@ from crossrep.cli import cli
 from crossrep.spaces import SPACES_TOPIC
 from crossrep.spec import Space, fold_group
 from streams import doctor, fold, topics
-from streams.doctor import Behind, Facts, Finding, Group, Replicas, Setting, Status, TopicFacts
+from streams.cluster_facts import INTERNAL, Behind, Facts, Group, Open, Replicas, Setting, TopicFacts, gather
+from streams.doctor import Finding, Status
 from streams.pipeline import Options
 from tests.cluster import SPEC, Load, Workers, free_port, new_space, ready, settled, wait_for
 
@@ -47,6 +48,7 @@ BROKER = {
     "group.min.session.timeout.ms": Setting("6000", False),
     "offsets.retention.minutes": Setting("10080", False),
     "replica.fetch.max.bytes": Setting("8388608", False),
+    "request.timeout.ms": Setting("10000", False),
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": Setting("10000", False),
     "transaction.max.timeout.ms": Setting("900000", False),
     "transactional.id.expiration.ms": Setting("604800000", False),
@@ -59,14 +61,14 @@ def healthy() -> Facts:
     planned = [*topics.plan(SPACE), topics.Topic(SPACES_TOPIC, 1, {"cleanup.policy": "compact"}, shared=True)]
     three = Replicas((1, 2, 3), (1, 2, 3), 1)
     found = {topic.name: TopicFacts(dict.fromkeys(range(topic.partitions), three), TOPIC | topic.config) for topic in planned}
-    found |= {name: TopicFacts({0: three}, TOPIC) for name in doctor.INTERNAL}
+    found |= {name: TopicFacts({0: three}, TOPIC) for name in INTERNAL}
     behind = [Behind(FRAMES, n, 90, 0, 100, 10, NOW - 1) for n in range(2)]
     groups = {
         "fold": Group(fold_group(SPACE), {"w0": 1, "w1": 1}, True, behind),
         "infer": Group("infer.s-1"),
         "frame": Group("frame.s-1"),
     }
-    return Facts(SPACE, "kafka:9092", planned, None, found, dict.fromkeys((1, 2, 3), BROKER), None, groups, NOW - 2, NOW, True)
+    return Facts(SPACE, "kafka:9092", planned, None, found, dict.fromkeys((1, 2, 3), BROKER), None, groups, [], NOW - 2, NOW, True)
 
 
 def with_config(facts: Facts, topic: str, **config: str) -> Facts:
@@ -98,6 +100,10 @@ def bad(facts: Facts) -> list[Finding]:
     return [finding for finding in doctor.examine(facts) if finding.status is not Status.OK]
 
 
+def judged(check: str, facts: Facts) -> Finding:
+    return next(finding for finding in doctor.examine(facts) if finding.check == check)
+
+
 def test_a_good_cluster_has_nothing_to_mend() -> None:
     assert bad(healthy()) == []
     assert all(not finding.fixes for finding in doctor.examine(healthy()))
@@ -108,7 +114,7 @@ P, W, S = Status.PROBLEM, Status.WARNING, Status.SKIPPED
 CASES: list[tuple[str, Callable[[Facts], Facts], Status, str, str]] = [
     ("topics fit", lambda f: replace(f, misfit="frames.s-1 is missing"), P, "is missing", "crossrep topics check s-1"),
     ("replication", lambda f: with_replicas(f, FRAMES, ONE), P, f"1 of 3 replicas: {FRAMES}", "kafka-reassign-partitions.sh"),
-    ("replication", lambda f: with_replicas(f, doctor.INTERNAL[0], ONE), P, "__consumer_offsets", "--reassignment-json-file"),
+    ("replication", lambda f: with_replicas(f, INTERNAL[0], ONE), P, "__consumer_offsets", "--reassignment-json-file"),
     (
         "replication",
         lambda f: without(with_broker(f, transaction_state_log_replication_factor="1"), "__transaction_state"),
@@ -183,6 +189,16 @@ CASES: list[tuple[str, Callable[[Facts], Facts], Status, str, str]] = [
         "=60000",
         "cleanup.interval.ms=10000 in server.properties",
     ),
+    ("transaction timeouts", lambda f: with_broker(f, request_timeout_ms="30000"), W, "=30000 on broker 2", "request.timeout.ms=10000"),
+    (
+        "hanging transactions",
+        lambda f: replace(f, open=[Open(0, 50, NOW - 1), Open(1, 60, NOW - 3600)]),
+        P,
+        f"{FRAMES}[1]: readers wait at 60 for 60 min",
+        f"kafka-transactions.sh --bootstrap-server kafka:9092 abort --topic {FRAMES} --partition 1 --start-offset 60",
+    ),
+    ("hanging transactions", lambda f: replace(f, open=[Open(1, 60, NOW - 30)]), W, "for 30 s", "abort --topic"),
+    ("hanging transactions", lambda f: replace(f, open=[Open(1, 60, None)]), S, "readers wait at 60; since when", ""),
     ("expiry", lambda f: with_broker(f, offsets_retention_minutes="60"), P, "=60 on broker 2", "offsets.retention.minutes=10080"),
     ("expiry", lambda f: with_broker(f, offsets_retention_minutes="1440"), W, "=1440 on broker 2", "offsets.retention.minutes=10080"),
     ("expiry", lambda f: with_broker(f, transactional_id_expiration_ms="90000000"), W, "=90000000", "expiration.ms=604800000"),
@@ -227,33 +243,33 @@ def late(seconds: float, **changes: Any) -> Facts:
 def test_what_is_behind_is_held_against_retention() -> None:
     week = 7 * 86_400
     for share, status in ((0.49, Status.OK), (0.51, Status.WARNING), (0.89, Status.WARNING), (0.91, Status.PROBLEM), (2, Status.PROBLEM)):
-        finding = doctor.fold_behind(late(share * week))
+        finding = judged("retention against fold", late(share * week))
         assert finding.status is status
         if status is not Status.OK:
             assert f"{FRAMES}[1]" in finding.found and "retention 7 d" in finding.found
             more, worker = finding.fixes
             assert int(more.rpartition("=")[2]) / 1000 >= 2 * share * week and worker == "crossrep fold s-1 --name ANOTHER"
-    assert doctor.fold_behind(with_config(late(9 * week), FRAMES, retention_ms="-1")).status is Status.OK
+    assert judged("retention against fold", with_config(late(9 * week), FRAMES, retention_ms="-1")).status is Status.OK
 
 
 def test_what_retention_has_taken_unread_is_a_problem_but_for_the_last_marker() -> None:
-    gone = doctor.fold_behind(late(1, position=40, first=60))
+    gone = judged("retention against fold", late(1, position=40, first=60))
     assert gone.status is Status.PROBLEM and f"{FRAMES}[1]: offsets 40 to 60 were deleted" in gone.found
     assert f"kafka-consumer-groups.sh --bootstrap-server kafka:9092 --group fold.s-1 --topic {FRAMES}:1 --reset-offsets" in gone.fixes[0]
-    assert doctor.fold_behind(late(1, position=99, first=100, lag=0, oldest=None)).status is Status.OK
-    assert doctor.fold_behind(late(1, position=98, first=99, lag=0, oldest=None)).status is Status.PROBLEM
+    assert judged("retention against fold", late(1, position=99, first=100, lag=0, oldest=None)).status is Status.OK
+    assert judged("retention against fold", late(1, position=98, first=99, lag=0, oldest=None)).status is Status.PROBLEM
 
 
 def test_infer_is_measured_on_its_events_and_only_where_it_is_used() -> None:
     behind = [Behind(CLICKS, 0, 1, 0, 9, 8, NOW - 6.5 * 86_400)]
-    assert doctor.infer_behind(with_group(healthy(), "infer", behind=behind)).status is Status.OK
+    assert judged("retention against infer", with_group(healthy(), "infer", behind=behind)).status is Status.OK
     used = with_group(healthy(), "infer", behind=behind, used=True, members={"i0": 2})
-    finding = doctor.infer_behind(used)
+    finding = judged("retention against infer", used)
     assert finding.status is Status.PROBLEM and f"{CLICKS}[0]" in finding.found and "crossrep infer" in finding.fixes[1]
-    assert doctor.infer_workers(used).status is Status.OK  # its one partition is of two topics' four
+    assert judged("infer workers", used).status is Status.OK  # its one partition is of two topics' four
     nothing_yet = replace(healthy(), newest_frame=None)
-    assert doctor.infer_workers(nothing_yet).status is Status.WARNING  # nobody ever wrote a frame
-    assert doctor.clock(nothing_yet).status is Status.SKIPPED
+    assert judged("infer workers", nothing_yet).status is Status.WARNING  # nobody ever wrote a frame
+    assert judged("clock", nothing_yet).status is Status.SKIPPED
 
 
 def test_one_broker_is_a_developers_unless_said_otherwise() -> None:
@@ -358,7 +374,7 @@ def invoke(*args: str) -> Result:
 
 def test_a_good_space_gives_no_problem(bootstrap: str, tmp_path: Path) -> None:
     space, _ = new_space(bootstrap, tmp_path, partitions=2)
-    findings = {finding.check: finding for finding in doctor.examine(doctor.gather(space, bootstrap))}
+    findings = {finding.check: finding for finding in doctor.examine(gather(space, bootstrap))}
     assert all(finding.status is not Status.PROBLEM for finding in findings.values()), findings
     assert findings["topics fit"].status is Status.OK and findings["compaction"].status is Status.OK
     assert findings["fold workers"].status is Status.WARNING and findings["clock"].status is Status.SKIPPED
@@ -385,34 +401,53 @@ def test_spoiled_topics_are_found_and_their_fixes_named(bootstrap: str, tmp_path
         (space.inputs.clicks, "retention.bytes=-1"),
     ):
         assert f"\n  kafka-configs.sh --bootstrap-server {bootstrap} --alter --topic {topic} --add-config {change}\n" in shown.output
-    findings = {finding.check: finding for finding in doctor.examine(doctor.gather(space, bootstrap))}
+    findings = {finding.check: finding for finding in doctor.examine(gather(space, bootstrap))}
     assert findings["topics fit"].status is Status.PROBLEM and "cleanup.policy=compact,delete" in findings["topics fit"].found
     assert findings["topics' settings"].status is findings["retention"].status is Status.PROBLEM
     admin = kafka.admin(bootstrap)
     for future in admin.delete_topics([space.frames_topic], operation_timeout=30).values():
         future.result(30)
     wait_for(lambda: space.frames_topic not in admin.list_topics(timeout=30).topics, "the frames topic is gone")
-    findings = {finding.check: finding for finding in doctor.examine(doctor.gather(space, bootstrap))}
+    findings = {finding.check: finding for finding in doctor.examine(gather(space, bootstrap))}
     assert f"{space.frames_topic} is missing" in findings["topics fit"].found
 
 
 def test_workers_and_their_lag_are_seen(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
     space, path = new_space(bootstrap, tmp_path, partitions=2)
-    before = doctor.gather(space, bootstrap)
+    before = gather(space, bootstrap)
     assert before.newest_frame is None and not before.groups["fold"].members
     Load(space, bootstrap).send(300)
-    unfolded = doctor.gather(space, bootstrap)
+    unfolded = gather(space, bootstrap)
     group = unfolded.groups["fold"]
     assert [part.position for part in group.behind] == [0, 0] and all(part.lag > 0 for part in group.behind)
     assert all(part.oldest is not None and 0 <= unfolded.now - part.oldest < 60 for part in group.behind)
-    assert unfolded.newest_frame is not None and doctor.clock(unfolded).status is Status.OK
-    assert doctor.infer_workers(unfolded).status is Status.OK  # the frames came from elsewhere
+    assert unfolded.newest_frame is not None and judged("clock", unfolded).status is Status.OK
+    assert judged("infer workers", unfolded).status is Status.OK  # the frames came from elsewhere
     port = free_port()
     workers.fold(path, "w0", port=port)
     wait_for(lambda: ready(port) and settled(space, bootstrap), "all is folded")
-    group = doctor.gather(space, bootstrap).groups["fold"]
+    group = gather(space, bootstrap).groups["fold"]
     assert group.members == {"w0": 2} and group.used
     assert [(part.lag, part.oldest) for part in group.behind] == [(0, None)] * 2
+
+
+def test_a_transaction_that_nobody_ends_is_seen(bootstrap: str, tmp_path: Path) -> None:
+    space, _ = new_space(bootstrap, tmp_path, partitions=2)
+    producer = kafka.transactional_producer(bootstrap, f"nobody.{space.name}", 60.0)
+    producer.init_transactions(30)
+    for committed in (True, False):  # partition 1: a committed frame at 0, its marker at 1, an open one at 2
+        producer.begin_transaction()
+        producer.produce(space.frames_topic, b"frame", partition=1)
+        assert producer.flush(30) == 0
+        if committed:
+            producer.commit_transaction(30)
+    facts = gather(space, bootstrap)
+    (part,) = facts.open
+    assert (part.partition, part.stable) == (1, 2) and part.since is not None and -1 < facts.now - part.since < 60
+    for age, status in ((1, Status.OK), (25, Status.WARNING), (3600, Status.PROBLEM)):
+        assert judged("hanging transactions", replace(facts, now=part.since + age)).status is status
+    producer.abort_transaction(30)
+    wait_for(lambda: not gather(space, bootstrap).open, "the transaction has ended")
 
 
 def test_offsets_that_infer_committed_are_its_lag(bootstrap: str, tmp_path: Path) -> None:
@@ -424,10 +459,10 @@ def test_offsets_that_infer_committed_are_its_lag(bootstrap: str, tmp_path: Path
     client = kafka.consumer(bootstrap, f"infer.{space.name}")
     client.commit(offsets=[TopicPartition(space.inputs.clicks, 1, 2)], asynchronous=False)
     client.close()
-    group = doctor.gather(space, bootstrap).groups["infer"]
+    group = gather(space, bootstrap).groups["infer"]
     assert group.used and not group.members
     assert {(part.topic, part.partition): part.lag for part in group.behind if part.lag} == {(space.inputs.clicks, 1): 3}
-    finding = doctor.infer_workers(doctor.gather(space, bootstrap))
+    finding = judged("infer workers", gather(space, bootstrap))
     assert finding.status is Status.WARNING and f"lag 3: {space.inputs.clicks}[1] 3" in finding.found
 
 
