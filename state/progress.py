@@ -16,6 +16,9 @@ from crossrep.errors import StateError
 from crossrep.spec import Space, fold_group
 
 
+MOST_SKIPPED = 50  # ranges left out that can be remembered
+
+
 @dataclass(frozen=True)
 class Point:
     """A rewind point: the history can bring the state back to it."""
@@ -43,13 +46,13 @@ class Progress:
 
 
 def encode(progress: Progress) -> str:
-    """The metadata of the committed offset; brokers take 4,096 bytes."""
+    """The metadata of the committed offset; brokers take 4,096 bytes, which MOST_SKIPPED stays below."""
     return json.dumps(
         {
             "append_time": progress.append_time,
             "stream_time": _number(progress.stream_time),
             "point": [progress.point.offset, progress.point.append_time, _number(progress.point.stream_time)],
-            "skipped": progress.skipped[-50:],
+            "skipped": progress.skipped,
         }
     )
 

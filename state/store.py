@@ -125,6 +125,7 @@ class Store:
                 keys.append(key[1:])
                 times.append(_EVENT_TIME.unpack_from(entries.value(), EVENT_TIME_AT)[0])
                 entries.next()
+            entries.status()  # raises if it ended at a damaged block
         return keys, np.array(times), None
 
     def newest_event(self) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
@@ -80,7 +80,13 @@ def plan(
     if leave_out:
         cuts, rereads, foreign = _cut(space, bootstrap, to, cuts, bounds, progressed)
         _refuse_if_events_are_gone(bootstrap, rereads)
-    steps = [Step(number, now.get(number, Progress(bounds[number][0])), cuts[number], bounds[number][1]) for number in sorted(bounds)]
+    steps = []
+    for number, (first, end) in sorted(bounds.items()):
+        at = now.get(number, Progress(first))
+        at = replace(at, skipped=tuple(span for span in at.skipped if span[1] > first))  # of what is deleted nothing need be remembered
+        if len(at.skipped) >= progress.MOST_SKIPPED:
+            raise StateError(f"{space.frames_topic}[{number}] was rewound {len(at.skipped)} times within its retention; create a new space")
+        steps.append(Step(number, at, cuts[number], end))
     for step in steps:
         if step.cut < step.now.offset:
             _find_former_state(space, bootstrap, step, bounds[step.number][0])

@@ -65,13 +65,13 @@ aggregate = "latest"
 """
 
 
-def new_space(bootstrap: str, folder: Path, spec: str = SPEC, partitions: int = 4) -> tuple[Space, Path]:
+def new_space(bootstrap: str, folder: Path, spec: str = SPEC, partitions: int = 4, replication: int = 1) -> tuple[Space, Path]:
     """A space with topics of its own, and its TOML file."""
     name = f"t{os.getpid()}-{next(_names)}"
     path = folder / f"{name}.toml"
     path.write_text(spec.format(name=name, partitions=partitions))
     space = Space.load(path)
-    topics.create(space, bootstrap)
+    topics.create(space, bootstrap, replication)
     return space, path
 
 
@@ -88,13 +88,14 @@ class Workers:
         self.folder = folder
         self.running: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *args: str, fault: str | None = None) -> subprocess.Popen[bytes]:
-        """Start `crossrep ARGS`, to be killed at a fault point if one is named."""
+    def start(self, *args: str, fault: str | None = None, before: str = "") -> subprocess.Popen[bytes]:
+        """Start `crossrep ARGS`, to be killed at a fault point if one is named; `before` is Python that runs first in the new process."""
         environment = {**os.environ, "CROSSREP_HOME": str(self.folder / "home"), "PYTHONPATH": str(ROOT)}
         if fault:
             environment["CROSSREP_FAULT"] = fault
         log = (self.folder / f"{len(self.running)}-{args[0]}.log").open("wb")
-        process = subprocess.Popen([sys.executable, "-m", "crossrep", *args], stdout=log, stderr=log, env=environment, cwd=ROOT)
+        program = ["-c", f"{before}\nfrom crossrep.cli import main\nmain()"] if before else ["-m", "crossrep"]
+        process = subprocess.Popen([sys.executable, *program, *args], stdout=log, stderr=log, env=environment, cwd=ROOT)
         self.running.append(process)
         return process
 
