@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KUAIRAND ?= $(wildcard ../shared/data/kuairand_pure*)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak chaos clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/crossrep demo $(if $(KUAIRAND),--kuairand $(KUAIRAND))
@@ -20,6 +20,16 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	@for each in fold restore end_to_end; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+
+# A fold worker's memory over ten minutes of full load; SOAK="--help" explains.
+SOAK ?= --minutes 10
+soak: $(VENV)/.installed
+	@$(BIN)/python -m benchmarks.soak $(SOAK)
+
+# Half an hour under seeded faults; CHAOS="--help" explains, CHAOS="--brokers 3 --faults 20" rehearses the loss of brokers.
+CHAOS ?= --seed 1 --faults 60
+chaos: $(VENV)/.installed
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 # Everything, torch included: a minute or two, once.
 $(VENV)/.installed: pyproject.toml

@@ -123,6 +123,10 @@ class Worker:
         times = self._watched.cpu_times()
         return float(times.user + times.system)
 
+    def memory(self) -> Any:
+        """What it has now, in bytes: `rss`, and of that `shared`, mapped files."""
+        return self._watched.memory_info()
+
     def peak_rss(self) -> int:
         """Bytes, the most this process ever had; where Linux does not tell, what it has now."""
         with suppress(OSError):

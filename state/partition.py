@@ -108,6 +108,7 @@ class Partition:
         self._sweeps: dict[str, Sweep] = {}
         self._forgotten: list[Forget] = []
         self._dead_letters: list[bytes] = []
+        self.dead_letter_bytes = 0  # of those that wait for the next flush
 
     # --- taking over ---
 
@@ -202,6 +203,7 @@ class Partition:
         except BadFrame as error:
             letter = dead_letters.encode(self._space.frames_topic, self.number, offset, key, value, error)
             self._dead_letters.append(letter)
+            self.dead_letter_bytes += len(letter)
             self.stats.dead_letters += 1
             if time.monotonic() - self._complained > COMPLAIN:
                 self._complained = time.monotonic()
@@ -258,7 +260,7 @@ class Partition:
             expired[entity], sweep.found = self._slabs[entity].lacks(sweep.found), []
         last, point = self.progress.offset - 1, self.progress.point.offset
         copies = {entity: slab.copy_dirty(last, point) for entity, slab in self._slabs.items() if slab.dirty_rows}
-        letters, self._dead_letters = self._dead_letters, []
+        letters, self._dead_letters, self.dead_letter_bytes = self._dead_letters, [], 0
         orders, self._forgotten = self._forgotten, []
         faults.point("flush.copied")
         return Pending(copies, expired, orders, self.progress, letters)

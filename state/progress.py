@@ -15,7 +15,6 @@ from crossrep.algebra import NEVER
 from crossrep.errors import StateError
 from crossrep.spec import Space, fold_group
 
-
 MOST_SKIPPED = 50  # ranges left out that can be remembered
 
 

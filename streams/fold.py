@@ -31,14 +31,14 @@ from crossrep.writer import rows_of
 from state.partition import Partition, Settings
 from state.slab import Slab
 from state.store import Memory, Room
-from streams import faust_transport, metrics, topics
+from streams import faust_transport, memory, metrics, topics
 
 log = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_REFUSED = 1, 3
+LETTERS = 8 << 20  # bytes of dead letters that wait for a flush before the next frame does
 STOP = 2.5  # seconds that SIGTERM's flush may take
 WATCH = 5.0  # seconds between looks at whether our topics are still the same
-RESTORES = 2  # partitions restored at a time: the first ones flow early, and what flows already keeps a share of the processor
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Fold:
         self.assigned: set[int] | None = None  # None until the first rebalance is through
         self._epoch = 0  # of the assignment; work begun for an older one must not let a partition flow
         self._locks: dict[int, asyncio.Lock] = {}  # one opening or flush of a partition at a time
-        self._restores = asyncio.Semaphore(RESTORES)
+        # The first ones flow early, and what flows already keeps a share of the processor.
+        self._restores = asyncio.Semaphore(memory.RESTORES)
         self._threads = ThreadPoolExecutor(max(4, space.partitions), "partition")
         self._tasks: set[asyncio.Task[None]] = set()
         self._fencing: set[asyncio.Future[Any]] = set()
@@ -125,6 +126,8 @@ class Fold:
         partition = self.partitions[number]
         work = partition.decode(offset, key, value, append_time)
         if work is None:
+            if partition.dead_letter_bytes > LETTERS:
+                await self._flush(number)
             return
         epoch = self._epoch
         while not partition.has_room(work) or partition.dirty_rows > 4 * self.options.flush_rows:
@@ -259,6 +262,8 @@ def run(space: Space, bootstrap: str, options: FoldOptions) -> NoReturn:
         CrossrepError: the space or its topics do not fit, or another worker has this name.
     """
     fold = Fold(space, bootstrap, options)
+    bound = memory.memory_bound(space, options)
+    log.info("memory: at most %d MiB (%s)", sum(bound.values()) >> 20, ", ".join(f"{part} {size >> 20}" for part, size in bound.items()))
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -301,8 +306,8 @@ def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path)
         broker_heartbeat_interval=min(0.5, options.session_timeout / 5),
         broker_rebalance_timeout=60.0,
         broker_request_timeout=60.0,
-        consumer_max_fetch_size=8 << 20,
-        stream_buffer_maxsize=32,  # frames, not rows
+        consumer_max_fetch_size=memory.FETCH,
+        stream_buffer_maxsize=memory.BUFFERED,  # frames, not rows
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
         web_enabled=False,  # /ready and /metrics answer from a thread of their own

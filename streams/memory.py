@@ -1,0 +1,85 @@
+"""What bounds a fold worker's memory, part by part. docs/operations.md has the table; `python -m benchmarks.soak` measures beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossrep import frames
+from crossrep.records import RecordLayout
+from crossrep.spec import MAX_KEY_BYTES, Space
+from state.slab import Slab
+
+if TYPE_CHECKING:
+    from streams.fold import FoldOptions
+
+MIB = 1 << 20
+PROCESS = 240 * MIB  # an idle worker: interpreter, libraries, compiled kernels; half of it is mapped files
+PARTITION = 4 * MIB  # of each, idle: five threads, a producer, a RocksDB
+FETCH = 8 * MIB  # consumer_max_fetch_size, a partition
+BUFFERED = 32  # frames: stream_buffer_maxsize
+RESTORES = 2  # partitions restored at a time
+PREFETCHED = 128 * MIB  # queued.max.messages.kbytes of a restoring consumer (crossrep.kafka.consumer)
+RUN = 20_000  # records a restore writes at a time (state.changelog.Changelog.tail)
+PYTHON = 600  # bytes of Python objects that carry one record through a flush or a restore: two bytes objects, a dict, places in lists
+LIBRDKAFKA = 400  # bytes that librdkafka adds to a queued record
+TABLES = 1.15  # of RocksDB's budget: what its cache does not count, such as compactions under way
+KEPT = 0.25  # of what comes and goes: freed memory that glibc keeps in its arenas instead of giving it back
+
+
+def memory_bound(space: Space, options: FoldOptions) -> dict[str, int]:
+    """Bytes at most, by part, of a worker that owns all of the space's partitions, every part at its worst at the same moment.
+
+    It holds for frames as this package writes them, uncompressed: where a topic is compressed, a fetch grows by what that saves.
+    """
+    layouts = [RecordLayout(space, entity) for entity in space.entities]
+    slots = max(options.slots, frames.MAX_ROWS)  # a frame is folded whole
+    dirty = min(slots * len(layouts), 4 * options.flush_rows + frames.MAX_ROWS)
+    record = max(layout.size for layout in layouts) + MAX_KEY_BYTES
+    # In a flush a record exists as a row, as a value, and in the producer's queue or RocksDB's batch; what it was before, at a rewind
+    # point, as an undo message and in the producer's queue.
+    flush = space.partitions * dirty * (5 * record + PYTHON + LIBRDKAFKA)
+    queued = PREFETCHED * (1 + LIBRDKAFKA / min(layout.size for layout in layouts))
+    run = RUN * (3 * record + PYTHON)
+    bound = {
+        "process": PROCESS + PARTITION * space.partitions,
+        "slabs": space.partitions * sum(slab_bytes(each, slots) for each in layouts) + max(growing(each, slots) for each in layouts),
+        "rocksdb": int(TABLES * (options.rocksdb_mb << 20)),
+        # A fetch in Faust's hands, the next one waiting in aiokafka, and one arriving, which is copied once.
+        "frames": space.partitions * 4 * FETCH + BUFFERED * frames.MAX_BYTES,
+        "flushes": flush,
+        "restores": int(min(RESTORES, space.partitions) * (queued + run)),
+    }
+    moving = sum(bound[part] for part in ("rocksdb", "frames", "flushes", "restores"))
+    return {**bound, "allocator": int(KEPT * moving)}
+
+
+def slab_bytes(layout: RecordLayout, slots: int) -> int:
+    """Bytes of one slab at its full size."""
+    table = 4 * (1 << math.ceil(math.log2(2 * slots))) - 8 * slots  # the index's table has a power of two as its length
+    return slots * sum(_slot_bytes(layout)) + table
+
+
+def growing(layout: RecordLayout, slots: int) -> int:
+    """Bytes that a slab needs beside itself while it doubles: its largest array, once more."""
+    return slots * max(_slot_bytes(layout)) // 2
+
+
+def _slot_bytes(layout: RecordLayout) -> list[int]:
+    small = Slab(layout, lambda keys: [None] * len(keys), 1024)
+    return [array.nbytes // 1024 for array in _arrays(small)]
+
+
+def _arrays(owner: Any) -> Iterator[np.ndarray[Any, Any]]:
+    """All arrays that an object of ours holds, however deep."""
+    for value in vars(owner).values():
+        if isinstance(value, np.ndarray):
+            yield value
+        elif isinstance(value, dict):
+            for each in value.values():
+                yield from _arrays(each) if hasattr(each, "__dict__") else ()
+        elif hasattr(value, "__dict__") and not callable(value):
+            yield from _arrays(value)
