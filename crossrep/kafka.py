@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,6 +133,31 @@ def retried(call: Callable[[], Answer], transient: Container[int] = ()) -> Answe
             if not (problem.retriable() or problem.code() in transient) or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def send_offsets(producer: Producer, offsets: list[TopicPartition], group: Any, limit: float) -> None:
+    """`send_offsets_to_transaction`, given up after `limit` seconds: librdkafka's own timeout is not kept when the group's coordinator has
+    been lost (confluentinc/librdkafka#5456, #5511). The call then hangs on in a thread of its own, so the producer is of no use any more.
+
+    Raises:
+        KafkaException: it took too long, or was refused.
+    """
+    outcome: Future[None] = Future()
+
+    def send() -> None:
+        try:
+            retried(lambda: producer.send_offsets_to_transaction(offsets, group))
+        except BaseException as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=send, name="send offsets", daemon=True).start()
+    try:
+        outcome.result(limit)
+    except TimeoutError:
+        reason = f"the group's coordinator has not taken the offsets within {limit:.0f} s"
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, reason)) from None
 
 
 def committed(client: Consumer, parts: list[TopicPartition]) -> list[TopicPartition]:

@@ -85,7 +85,7 @@ class Changelog:
         producer.flush(kafka.RETRY_FOR)
         faults.point("commit.produced")
         frames = TopicPartition(self._space.frames_topic, self.number, flush.progress.offset, progress.encode(flush.progress))
-        kafka.retried(lambda: producer.send_offsets_to_transaction([frames], self._group_metadata))
+        kafka.send_offsets(producer, [frames], self._group_metadata, self._timeout)
         faults.point("commit.offsets")
         kafka.retried(producer.commit_transaction)
         faults.point("commit.committed")

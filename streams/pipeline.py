@@ -195,7 +195,7 @@ class Pipeline:
         for letter in batch.dead_letters:
             producer.produce(self.space.dead_letters_topic, letter)
         faults.point("infer.produced")
-        kafka.retried(lambda: producer.send_offsets_to_transaction(batch.offsets, batch.group))
+        kafka.send_offsets(producer, batch.offsets, batch.group, TRANSACTION_TIMEOUT)
         faults.point("infer.offsets")
         kafka.retried(producer.commit_transaction)
         faults.point("infer.committed")
