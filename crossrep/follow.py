@@ -1,24 +1,53 @@
-"""Following a compacted topic: a thread that applies what is committed, and knows whether it has caught up."""
+"""Following a compacted topic: a thread that applies what is committed, and knows how fresh that is."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec, TopicDescription
 
 from crossrep import kafka
-from crossrep.errors import CrossrepError
+from crossrep.errors import CrossrepError, TopicError
 
 log = logging.getLogger(__name__)
 
 Apply = Callable[[list[bytes], list[bytes | None]], None]  # keys, values (None: the key was deleted)
 
+PROBE_EVERY = 1.0  # seconds
+PROBE_TIMEOUT = 5.0  # seconds
+CLOSE_TIMEOUT = 2.0  # seconds
+
+# Errors of one fetch, after which librdkafka goes on from where it was. Whether a topic is really gone the probe finds out.
+PASSING = kafka.TRANSIENT | {
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+}
+LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION}  # the next offset is not in the log
+_ANEW = "What is held here is not kept fresh any more: begin anew with a new view, or by restarting the worker"
+
 
 class Follower:
     """Reads all partitions of `topic`, read_committed, from the beginning and then for ever.
+
+    While the cluster is away it waits, and then goes on where it was; `staleness` tells. It ends, and every question raises CrossrepError,
+    once what it applied is no longer the beginning of what the topic holds: the topic is deleted, created anew, or cut off beyond the
+    place reached. A consumer alone would be silent about the first, and might read on in the middle of the second.
 
     Args:
         apply: called from the follower's thread with runs of messages, per partition in order. An exception ends the follower and is
@@ -33,14 +62,21 @@ class Follower:
         self._caught_up = threading.Event()
         self._stopped = threading.Event()
         self._error: BaseException | None = None
+        self._topic_id = ""
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}
+        self._behind: set[int] = set()  # partitions whose end has not been reached yet
+        self._probe: _Probe | None = None  # on its way
+        self._probe_due = 0.0
+        self._strikes = 0  # probes in a row that found another topic, or none
+        self._target: tuple[float, dict[int, int]] | None = None  # when asked, and where the topic ended then
+        self._complete_at = -math.inf
         self._thread = threading.Thread(target=self._run, name=f"follow {topic}", daemon=True)
         self._thread.start()
 
     @property
     def caught_up(self) -> bool:
-        """Has everything that was in the topic at the start been applied? How it is now, `lag` says. Raises as `check` does."""
+        """Has everything that was in the topic at the start been applied? How it is now, `staleness` says. Raises as `check` does."""
         self.check()
         return self._caught_up.is_set()
 
@@ -56,7 +92,8 @@ class Follower:
             self.check()
             if deadline is not None and time.monotonic() > deadline:
                 done, end = sum(self._positions.values()), sum(self._ends.values())
-                raise TimeoutError(f"{self.topic}: not caught up within {timeout} s; at {done} of {end} offsets")
+                at = f"at {done} of {end} offsets" if self._ends else "the cluster has not said where the topic ends"
+                raise TimeoutError(f"{self.topic}: not caught up within {timeout} s; {at}")
         self.check()
 
     @property
@@ -66,17 +103,32 @@ class Follower:
 
     @property
     def lag(self) -> int:
-        """Offsets behind the end as it was last seen (an upper bound of the records behind: offsets hold transaction markers too)."""
+        """Offsets behind the end as it was last seen (an upper bound of the records behind: offsets hold transaction markers too).
+
+        With the cluster away the end is not seen any more: `staleness` says for how long. Raises as `check` does.
+        """
+        self.check()
         return max(0, sum(self._ends.values()) - sum(self._positions.values()))
 
+    @property
+    def staleness(self) -> float:
+        """Seconds: what was visible to a read_committed reader longer ago than this has been applied. Raises as `check` does.
+
+        Every partition's leader is asked once a second where it ends. So this is about a second while all is well; it grows while the
+        cluster does not answer or the follower is behind, and is infinite until the end is first reached.
+        """
+        self.check()
+        return time.monotonic() - self._complete_at
+
     def close(self) -> None:
+        """Stop; takes no longer than CLOSE_TIMEOUT, even if the cluster is away."""
         self._stopped.set()
-        self._thread.join(10)
+        self._thread.join(CLOSE_TIMEOUT)
 
     def check(self) -> None:
         """Raise CrossrepError if following has ended: what was applied is then old and getting older."""
         if self._error is not None:
-            raise CrossrepError(f"following {self.topic} has failed: {self._error}") from self._error
+            raise CrossrepError(f"following {self.topic} has failed: {str(self._error) or repr(self._error)}") from self._error
 
     def _run(self) -> None:
         try:
@@ -86,46 +138,128 @@ class Follower:
             self._error = error
 
     def _follow(self) -> None:
-        client = kafka.consumer(self._bootstrap, config=kafka.ENDS)
+        admin = kafka.admin(self._bootstrap)
+        client = kafka.consumer(self._bootstrap, config={**kafka.ENDS, "reconnect.backoff.max.ms": 1000})
         try:
-            self._assign(client)
-            behind = set(self._positions)
+            self._assign(client, admin)
             while not self._stopped.is_set():
-                runs: dict[int, tuple[list[bytes], list[bytes | None], int]] = {}
-                for message in client.consume(10_000, 0.02):
-                    number = message.partition()
-                    if kafka.is_end(message):
-                        behind.discard(number)
-                        self._positions[number] = self._ends[number] = message.offset()
-                    elif message.error():
-                        if not message.error().retriable():
-                            raise CrossrepError(message.error().str())
-                    else:
-                        if number not in runs:
-                            runs[number] = ([], [], 0)
-                        keys, values, _ = runs[number]
-                        keys.append(message.key())
-                        values.append(message.value())
-                        runs[number] = (keys, values, message.offset() + 1)
-                for number, (keys, values, end) in runs.items():
-                    self._apply(keys, values)
-                    self.records += len(keys)
-                    self._positions[number] = max(self._positions[number], end)
-                if not behind:
-                    self._caught_up.set()
+                self._read(client.consume(10_000, 0.02), admin)
                 for number in self._ends:
                     _, end = client.get_watermark_offsets(TopicPartition(self.topic, number), cached=True)
                     self._ends[number] = max(self._ends[number], end)  # negative while not yet known
+                self._watch(admin)
         finally:
             client.close()
 
-    def _assign(self, client: Consumer) -> None:
-        metadata = client.list_topics(self.topic, timeout=kafka.REQUEST_TIMEOUT).topics[self.topic]
-        if metadata.error is not None:
-            raise CrossrepError(f"topic {self.topic} does not exist. Create the space's topics: crossrep topics create SPEC.toml")
+    def _assign(self, client: Consumer, admin: AdminClient) -> None:
+        described = _describe(admin, self.topic)
+        self._topic_id = str(described.topic_id)
         starts = []
-        for number in metadata.partitions:
+        for number in (partition.id for partition in described.partitions):
             first, end = kafka.watermarks(client, self.topic, number)
             self._positions[number], self._ends[number] = first, end
             starts.append(TopicPartition(self.topic, number, first))
+        self._behind = set(self._positions)
         client.assign(starts)
+
+    def _read(self, messages: list[Message], admin: AdminClient) -> None:
+        runs: dict[int, list[Message]] = {}
+        reached = {}
+        for message in messages:
+            number, error = message.partition(), message.error()
+            if error is None:
+                runs.setdefault(number, []).append(message)
+                reached[number] = message.offset() + 1
+            elif kafka.is_end(message):
+                reached[number] = self._ends[number] = message.offset()
+                self._behind.discard(number)
+            elif error.code() in LOST:
+                self._check_id(str(_describe(admin, self.topic).topic_id))
+                raise TopicError(
+                    f"offset {self._positions[number]} of partition {number}, the next to be read, is no longer in the topic: records were "
+                    f"deleted or lost before they were seen here. {_ANEW}"
+                )
+            elif not error.retriable() and error.code() not in PASSING:
+                raise CrossrepError(error.str())
+        for run in runs.values():
+            self._apply([message.key() for message in run], [message.value() for message in run])
+            self.records += len(run)
+        self._positions |= reached
+        if not self._behind:
+            self._caught_up.set()
+
+    def _watch(self, admin: AdminClient) -> None:
+        """Once a second: is this still the same topic, and has everything been applied that it held when last asked?"""
+        if self._probe is None and time.monotonic() > self._probe_due:
+            self._probe = _Probe.send(admin, self.topic, list(self._positions))
+            self._probe_due = self._probe.asked + PROBE_EVERY
+        elif self._probe is not None and self._probe.answered:
+            probe, self._probe = self._probe, None
+            try:
+                found = probe.topic_id
+            except KafkaException:  # no answer
+                return
+            # One broker alone may be late to learn of a topic.
+            self._strikes = 0 if found == self._topic_id else self._strikes + 1
+            if self._strikes > 1:
+                self._check_id(found)
+            if self._target is None and not self._strikes and probe.ends is not None:
+                self._target = probe.asked, probe.ends
+        if self._target is not None and all(self._positions[number] >= end for number, end in self._target[1].items()):
+            self._complete_at, self._target = self._target[0], None
+
+    def _check_id(self, found: str | None) -> None:
+        if found is None:
+            raise TopicError(f"the topic was deleted. Create it again (crossrep topics create SPEC.toml) and start its writers. {_ANEW}")
+        if found != self._topic_id:
+            raise TopicError(f"the topic was deleted and created anew (id {found}, not {self._topic_id}). {_ANEW}")
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What the cluster is asked, without waiting: which topic has this name, and where does it end?"""
+
+    asked: float  # time.monotonic()
+    _topic: Future[TopicDescription]
+    _ends: dict[TopicPartition, Future[ListOffsetsResultInfo]]
+
+    @classmethod
+    def send(cls, admin: AdminClient, topic: str, partitions: list[int]) -> _Probe:
+        latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}
+        asked = time.monotonic()
+        ends = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=PROBE_TIMEOUT)
+        return cls(asked, admin.describe_topics(TopicCollection([topic]), request_timeout=PROBE_TIMEOUT)[topic], ends)
+
+    @property
+    def answered(self) -> bool:
+        return self._topic.done() and all(end.done() for end in self._ends.values())
+
+    @property
+    def topic_id(self) -> str | None:
+        """None: there is no such topic. Raises KafkaException if the cluster did not answer."""
+        try:
+            return str(self._topic.result().topic_id)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return None
+            raise
+
+    @property
+    def ends(self) -> dict[int, int] | None:
+        """Per partition; None unless every leader answered."""
+        if any(end.exception() for end in self._ends.values()):
+            return None
+        ends = {place.partition: end.result().offset for place, end in self._ends.items()}
+        return None if min(ends.values()) < 0 else ends  # negative, without an error: no answer in time
+
+
+def _describe(admin: AdminClient, topic: str) -> TopicDescription:
+    def ask() -> TopicDescription:
+        return admin.describe_topics(TopicCollection([topic]), request_timeout=PROBE_TIMEOUT)[topic].result()
+
+    try:
+        return kafka.retried(ask, kafka.TRANSIENT)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise TopicError("the topic does not exist. Create the space's topics: crossrep topics create SPEC.toml") from None
+        raise CrossrepError(f"the cluster does not describe the topic: {error.args[0].str()}") from None

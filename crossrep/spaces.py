@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaException, TopicPartition
@@ -12,6 +13,7 @@ from crossrep.errors import CrossrepError, SpaceError
 from crossrep.spec import Space
 
 SPACES_TOPIC = "spaces"  # compacted, one partition; space name -> JSON
+READ_WITHIN = 20.0  # seconds, of the whole topic
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,44 @@ def read_all(bootstrap: str | None = None) -> dict[str, bytes]:
     """What is published, by name, still to be decoded: one space that this version cannot read must not hide the others.
 
     Raises:
-        CrossrepError: the cluster does not answer.
+        CrossrepError: the cluster does not answer, within READ_WITHIN.
     """
-    client = kafka.consumer(kafka.bootstrap_servers(bootstrap), config=kafka.ENDS)
+    address = kafka.bootstrap_servers(bootstrap)
+    deadline = time.monotonic() + READ_WITHIN
+
+    def in_time() -> None:
+        if time.monotonic() > deadline:
+            raise CrossrepError(
+                f"Kafka at {address} answers, but does not hand out topic {SPACES_TOPIC} within {READ_WITHIN:g} s: it fell silent, or the "
+                "partition has no leader. Try again when the cluster is healthy"
+            )
+
+    def watermarks() -> tuple[int, int]:
+        in_time()
+        first, end = client.get_watermark_offsets(TopicPartition(SPACES_TOPIC, 0), timeout=READ_WITHIN / 4)
+        return first, end
+
+    client = kafka.consumer(address, config=kafka.ENDS)
     try:
         try:
-            metadata = client.list_topics(SPACES_TOPIC, timeout=10)
+            metadata = client.list_topics(SPACES_TOPIC, timeout=READ_WITHIN / 2)
+            if metadata.topics[SPACES_TOPIC].error is not None:
+                return {}
+            first, _ = kafka.retried(watermarks, kafka.TRANSIENT)
         except KafkaException as error:
             raise CrossrepError(
-                f"no Kafka answers at {kafka.bootstrap_servers(bootstrap)} ({error.args[0].str()}). "
-                "Start one: crossrep kafka up, or set KAFKA_BOOTSTRAP"
+                f"no Kafka answers at {address} ({error.args[0].str()}). Start one: crossrep kafka up, or set KAFKA_BOOTSTRAP"
             ) from None
-        if metadata.topics[SPACES_TOPIC].error is not None:
-            return {}
-        first, _ = kafka.watermarks(client, SPACES_TOPIC, 0)
         client.assign([TopicPartition(SPACES_TOPIC, 0, first)])
         found: dict[str, bytes] = {}
         while True:
+            in_time()
             for message in client.consume(100, 0.1):
                 if kafka.is_end(message):
                     return found
                 if message.error():
+                    if message.error().code() in kafka.TRANSIENT:
+                        continue
                     raise CrossrepError(f"reading {SPACES_TOPIC}: {message.error().str()}")
                 name = message.key().decode(errors="replace")
                 if message.value() is None:

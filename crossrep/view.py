@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrep import algebra, kafka, spaces
-from crossrep.errors import SpaceError
+from crossrep.errors import CrossrepError, SpaceError
 from crossrep.follow import Follower
 from crossrep.keys import MISSING, KeyIndex, Keys
 from crossrep.records import RecordLayout
 from crossrep.spec import Space
 
 Id = str | bytes | int
+
+_SLOTS = 1024  # of an empty index
+_INDEX_BYTES = 86  # KeyIndex, a slot
+_IN_PLACE = sys.platform == "linux"  # has mremap
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Representations(Mapping[str, ColumnValues]):
     found: NDArray[np.bool_]  # [n]
     counts: NDArray[np.int64]  # [n], events folded; 0 if not found
     event_times: NDArray[np.float64]  # [n], newest event, seconds since 1970; -inf if not found
+    source_offsets: NDArray[np.int64]  # [n], every frame of the id's partition up to and including this offset is in it; -1 if not found
     at: float  # the time weights are decayed to, seconds since 1970
     columns: dict[str, ColumnValues]
 
@@ -56,20 +63,29 @@ class LocalView:
             answer = users.get(["17", "4711"])
             answer.found, answer["cr"].vectors, answer["cr"].weights
 
-    Memory: per key the record's size (four bytes a dimension and some) and 86 bytes of index, with up to twice that while it grows.
+    While the cluster is away the view answers with what it holds, and goes on where it was when the cluster is back; `staleness` says how
+    old its answers may be. It ends when it cannot go on: a record is not one of this space, there is no memory for more keys, the topic
+    was deleted, created anew or truncated. Then every question raises CrossrepError, which says why; a new view is the way on.
+
+    Memory, `memory_bytes`: per key the record's size (`record_bytes`, four bytes a dimension and some) and an eighth of that in reserve,
+    and 86 to 172 bytes of index. At the peak, while the index doubles beside the old one, 258 bytes of index; the records grow in place
+    (without Linux's mremap, old and new exist together for a moment: twice the record's size). Beside that come up to 128 MiB of records
+    on their way in. A container's kernel kills rather than refuses memory: give `max_bytes` there.
+
     Thread-safe.
 
     Args:
         entity: such as "user".
         space: the name of a published space. Everything else is learnt from its publication.
         bootstrap: the cluster; default KAFKA_BOOTSTRAP, or the local broker.
+        max_bytes: the table and the index end the view rather than take more than this, also while they grow.
 
     Raises:
         SpaceError: no such space, or no such entity in it.
-        CrossrepError: the cluster does not answer.
+        CrossrepError: the cluster does not answer, for 20 seconds.
     """
 
-    def __init__(self, entity: str, space: str, bootstrap: str | None = None):
+    def __init__(self, entity: str, space: str, bootstrap: str | None = None, max_bytes: int | None = None):
         address = kafka.bootstrap_servers(bootstrap)
         self.space: Space = spaces.find(space, address).space
         if entity not in self.space.entities:
@@ -77,8 +93,9 @@ class LocalView:
         self.entity = entity
         self._layout = RecordLayout(self.space, entity)
         self._lock = threading.Lock()
-        self._index = KeyIndex(1024)
-        self._table = np.zeros(self._index.capacity, self._layout.dtype)
+        self._max_bytes = max_bytes
+        self._index = KeyIndex(_SLOTS)
+        self._table = _Table(self._layout.dtype)  # a record for every slot in use, and some in reserve
         self._stream_time = -np.inf
         self._follower = Follower(self.space.representations_topic(entity), self._apply, address)
 
@@ -96,7 +113,7 @@ class LocalView:
         keys = Keys.of(ids)
         with self._lock:
             slots = self._index.find(keys)
-            records = self._table[np.maximum(slots, 0)]
+            records = self._table.records[np.maximum(slots, 0)]
             moment = self._stream_time if at is None else at
         return self._answer(slots != MISSING, records, moment)
 
@@ -124,9 +141,9 @@ class LocalView:
                 itself = int(self._index.find(Keys.of([to]))[0])
                 if itself == MISSING:
                     raise KeyError(f"{self.entity} {to!r} is not held")
-                target = self._table[itself][column].copy()
+                target = self._table.records[itself][column].copy()
             slots = slots[slots != itself]
-            vectors = np.ascontiguousarray(self._table[column][slots])
+            vectors = np.ascontiguousarray(self._table.records[column][slots])
             keys = self._index.keys(slots)
         norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(target)
         cosines = np.divide(vectors @ target, norms, out=np.zeros(len(vectors), np.float32), where=norms > 0)
@@ -135,7 +152,14 @@ class LocalView:
         return [(name.decode(errors="replace"), float(cosine)) for name, cosine in zip(names, cosines[best])]
 
     def __len__(self) -> int:
+        """Ids held."""
+        self._follower.check()
         return self._index.size
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of table and index."""
+        return self._table.records.nbytes + self._index.capacity * _INDEX_BYTES
 
     @property
     def record_bytes(self) -> int:
@@ -149,19 +173,29 @@ class LocalView:
 
     @property
     def lag(self) -> int:
-        """Offsets behind the end of the topic, as last seen."""
+        """Offsets behind the end of the topic as it was last seen; with the cluster away that may be long ago: see `staleness`."""
         return self._follower.lag
+
+    @property
+    def staleness(self) -> float:
+        """How old answers may be: whatever was visible to readers more than this many seconds ago is in the view.
+
+        About a second while all is well; grows while the cluster does not answer or the view is behind; infinite until first caught up.
+        """
+        return self._follower.staleness
 
     @property
     def stream_time(self) -> float:
         """The newest event time in any record, seconds since 1970; -inf while there is none."""
+        self._follower.check()
         return self._stream_time
 
     def wait(self, timeout: float | None = None) -> None:
-        """Block until caught up. Raises TimeoutError."""
+        """Block until caught up with what was in the topic when the view started. Raises TimeoutError after `timeout` seconds."""
         self._follower.wait(timeout)
 
     def close(self) -> None:
+        """Stop following; takes 2 seconds at most."""
         self._follower.close()
 
     def __enter__(self) -> LocalView:
@@ -174,30 +208,50 @@ class LocalView:
         newest = dict(zip(names, values))  # within a run, only the last record of a key matters
         kept = {name: value for name, value in newest.items() if value}
         gone = [name for name, value in newest.items() if not value]
-        records = self._layout.decode(list(kept.values()), f"a record of {self._follower_topic}:")
-        keys = Keys.of(list(kept))
-        with self._lock:
-            slots = self._index.find(keys)
-            missing = int(np.count_nonzero(slots == MISSING))
-            if self._index.size + missing > self._index.capacity:
-                self._grow(max(2 * self._index.capacity, self._index.size + missing))
-            self._index.insert(keys, slots)
-            self._table[slots] = records
-            if gone:
+        held = self._index.size
+        wanted = held + len(kept)
+        try:
+            records = self._layout.decode(list(kept.values()), f"a record of {self._follower_topic}:")
+            keys = Keys.of(list(kept))
+            with self._lock:
                 dropped = self._index.find(Keys.of(gone))
                 self._index.remove(dropped[dropped != MISSING])
-            if len(records):
-                self._stream_time = max(self._stream_time, float(records["event_time"].max()))
+                slots = self._index.find(keys)
+                wanted = self._index.size + int(np.count_nonzero(slots == MISSING))
+                self._make_room(wanted)
+                self._index.insert(keys, slots)
+                self._table.records[slots] = records
+                if len(records):
+                    self._stream_time = max(self._stream_time, float(records["event_time"].max()))
+        except MemoryError:
+            limit = "this process cannot have them" if self._max_bytes is None else f"max_bytes is {self._max_bytes:,}"
+            raise CrossrepError(
+                f"no memory for {wanted:,} {self.entity} keys of space {self.space.name!r}: {held:,} are held, in {self.memory_bytes:,} "
+                f"bytes; {self._bytes_for(wanted):,} would be needed, and {limit}. Give the reader more memory, or let it read a "
+                f"space that declares fewer or shorter columns for {self.entity}"
+            ) from None
 
     @property
     def _follower_topic(self) -> str:
         return self.space.representations_topic(self.entity)
 
-    def _grow(self, capacity: int) -> None:
-        self._index.grow(capacity)
-        table = np.zeros(capacity, self._layout.dtype)
-        table[: len(self._table)] = self._table
-        self._table = table
+    def _make_room(self, keys: int) -> None:
+        """Room for so many keys in index and table. Raises MemoryError."""
+        if self._max_bytes is not None and self._bytes_for(keys) > self._max_bytes:
+            raise MemoryError
+        if keys > self._index.capacity:
+            self._index.grow(_slots(keys))
+        if keys > len(self._table.records):
+            self._table.grow(_rows(keys))
+
+    def _bytes_for(self, keys: int) -> int:
+        """The most that index and table take on the way to so many keys."""
+        index, table = self._index.capacity * _INDEX_BYTES, self._table.records.nbytes
+        larger_index = max(index, _slots(keys) * _INDEX_BYTES)
+        larger_table = max(table, _rows(keys) * self._layout.size)
+        index_grows = index + larger_index + table if larger_index > index else 0
+        table_grows = larger_index + larger_table + (table if larger_table > table and not _IN_PLACE else 0)
+        return max(index_grows, table_grows)
 
     def _answer(self, found: NDArray[np.bool_], records: NDArray[np.void], at: float) -> Representations:
         columns = {}
@@ -211,4 +265,44 @@ class LocalView:
                 weights = algebra.decay(held, since, column.half_life)
             columns[name] = ColumnValues(vectors, weights, times)
         counts = np.where(found, records["count"], 0).astype(np.int64)
-        return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), at, columns)
+        offsets = np.where(found, records["source_offset"], -1).astype(np.int64)
+        return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), offsets, at, columns)
+
+
+class _Table:
+    """`records` that can become more; on Linux where they lie, without a copy of them beside.
+
+    Whoever reads them holds the view's lock and takes copies: memory that is looked at cannot be moved.
+    """
+
+    def __init__(self, dtype: np.dtype[np.void]):
+        self.records = np.zeros(1, dtype)
+        if _IN_PLACE:
+            self._memory = mmap.mmap(-1, dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self.records = np.frombuffer(self._memory, dtype)
+
+    def grow(self, rows: int) -> None:
+        """Raises MemoryError, and is then as it was."""
+        if not _IN_PLACE:
+            larger = np.zeros(rows, self.records.dtype)
+            larger[: len(self.records)] = self.records
+            self.records = larger
+            return
+        dtype = self.records.dtype
+        self.records = np.zeros(0, dtype)
+        try:
+            self._memory.resize(rows * dtype.itemsize)
+        except OSError:
+            raise MemoryError from None
+        finally:
+            self.records = np.frombuffer(self._memory, dtype)
+
+
+def _slots(keys: int) -> int:
+    """Of an index for so many keys; its hash table has a power of two in any case."""
+    return max(_SLOTS, 1 << (keys - 1).bit_length())
+
+
+def _rows(keys: int) -> int:
+    """Of a table for so many keys."""
+    return keys + keys // 8
