@@ -28,7 +28,10 @@ The flow, and the commands in the order you meet them:
   crossrep fold SPACE                    frames → one exactly-once average per user and item
   crossrep publish kuairand DIR          events (or: crossrep simulate)
   crossrep get user 17 --space SPACE     what a reader sees
-  crossrep verify SPACE                  proof: state against all recorded frames
+  crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
+  crossrep doctor SPACE                  production settings, and what mends them
+  crossrep forget user 17 --space SPACE  erase a key, in the stream's order
+  crossrep rewind SPACE --ago 3h         take back what a bad model has written
 `make demo` runs all of it. Every command explains itself with --help."""
 
 

@@ -22,6 +22,7 @@ Apply = Callable[[list[bytes], list[bytes | None]], None]  # keys, values (None:
 
 PROBE_EVERY = 1.0  # seconds
 PROBE_TIMEOUT = 5.0  # seconds
+STALLED_AFTER = 10.0  # seconds
 CLOSE_TIMEOUT = 2.0  # seconds
 
 # Errors of one fetch, after which librdkafka goes on from where it was. Whether a topic is really gone the probe finds out.
@@ -71,6 +72,8 @@ class Follower:
         self._strikes = 0  # probes in a row that found another topic, or none
         self._target: tuple[float, dict[int, int]] | None = None  # when asked, and where the topic ended then
         self._complete_at = -math.inf
+        self._moved_to: dict[int, int] = {}  # positions, and since when
+        self._moved_at, self._patience = 0.0, STALLED_AFTER
         self._thread = threading.Thread(target=self._run, name=f"follow {topic}", daemon=True)
         self._thread.start()
 
@@ -138,31 +141,47 @@ class Follower:
             self._error = error
 
     def _follow(self) -> None:
-        admin = kafka.admin(self._bootstrap)
-        client = kafka.consumer(self._bootstrap, config={**kafka.ENDS, "reconnect.backoff.max.ms": 1000})
+        admin, client = kafka.admin(self._bootstrap), self._consumer()
         try:
-            self._assign(client, admin)
+            self._start(client)
+            client.assign(self._places())
             while not self._stopped.is_set():
-                self._read(client.consume(10_000, 0.02), admin)
+                self._read(client.consume(10_000, 0.02))
                 for number in self._ends:
                     _, end = client.get_watermark_offsets(TopicPartition(self.topic, number), cached=True)
                     self._ends[number] = max(self._ends[number], end)  # negative while not yet known
-                self._watch(admin)
+                if self._probe is None:
+                    if time.monotonic() > self._probe_due:
+                        self._probe = _Probe.send(admin, self.topic, list(self._positions))
+                        self._probe_due = self._probe.asked + PROBE_EVERY
+                elif self._probe.answered:
+                    probe, self._probe = self._probe, None
+                    if not self._heard(probe):
+                        admin = kafka.admin(self._bootstrap)
+                if self._target is not None and all(self._positions[number] >= end for number, end in self._target[1].items()):
+                    self._complete_at, self._target = self._target[0], None
+                if self._stalled():
+                    log.warning("following %s: nothing comes, though there is more: connecting anew", self.topic)
+                    client.close()
+                    client = self._consumer()
+                    client.assign(self._places())
         finally:
             client.close()
 
-    def _assign(self, client: Consumer, admin: AdminClient) -> None:
-        described = _describe(admin, self.topic)
-        self._topic_id = str(described.topic_id)
-        starts = []
-        for number in (partition.id for partition in described.partitions):
-            first, end = kafka.watermarks(client, self.topic, number)
-            self._positions[number], self._ends[number] = first, end
-            starts.append(TopicPartition(self.topic, number, first))
-        self._behind = set(self._positions)
-        client.assign(starts)
+    def _consumer(self) -> Consumer:
+        return kafka.consumer(self._bootstrap, config={**kafka.ENDS, "reconnect.backoff.max.ms": 1000})
 
-    def _read(self, messages: list[Message], admin: AdminClient) -> None:
+    def _places(self) -> list[TopicPartition]:
+        return [TopicPartition(self.topic, number, position) for number, position in self._positions.items()]
+
+    def _start(self, client: Consumer) -> None:
+        described = _describe(self.topic, self._bootstrap)
+        self._topic_id = str(described.topic_id)
+        for number in (partition.id for partition in described.partitions):
+            self._positions[number], self._ends[number] = kafka.watermarks(client, self.topic, number)
+        self._behind = set(self._positions)
+
+    def _read(self, messages: list[Message]) -> None:
         runs: dict[int, list[Message]] = {}
         reached = {}
         for message in messages:
@@ -174,7 +193,7 @@ class Follower:
                 reached[number] = self._ends[number] = message.offset()
                 self._behind.discard(number)
             elif error.code() in LOST:
-                self._check_id(str(_describe(admin, self.topic).topic_id))
+                self._check_id(str(_describe(self.topic, self._bootstrap).topic_id))
                 raise TopicError(
                     f"offset {self._positions[number]} of partition {number}, the next to be read, is no longer in the topic: records were "
                     f"deleted or lost before they were seen here. {_ANEW}"
@@ -188,25 +207,34 @@ class Follower:
         if not self._behind:
             self._caught_up.set()
 
-    def _watch(self, admin: AdminClient) -> None:
-        """Once a second: is this still the same topic, and has everything been applied that it held when last asked?"""
-        if self._probe is None and time.monotonic() > self._probe_due:
-            self._probe = _Probe.send(admin, self.topic, list(self._positions))
-            self._probe_due = self._probe.asked + PROBE_EVERY
-        elif self._probe is not None and self._probe.answered:
-            probe, self._probe = self._probe, None
-            try:
-                found = probe.topic_id
-            except KafkaException:  # no answer
-                return
-            # One broker alone may be late to learn of a topic.
-            self._strikes = 0 if found == self._topic_id else self._strikes + 1
-            if self._strikes > 1:
-                self._check_id(found)
-            if self._target is None and not self._strikes and probe.ends is not None:
-                self._target = probe.asked, probe.ends
-        if self._target is not None and all(self._positions[number] >= end for number, end in self._target[1].items()):
-            self._complete_at, self._target = self._target[0], None
+    def _heard(self, probe: _Probe) -> bool:
+        """Is this still the same topic, and where does it end now? False if the cluster did not say."""
+        try:
+            found = probe.topic_id
+        except KafkaException:
+            self._moved_at = time.monotonic()  # nothing can come: that is no stall
+            return False
+        # One broker alone may be late to learn of a topic.
+        self._strikes = 0 if found == self._topic_id else self._strikes + 1
+        if self._strikes > 1:
+            self._check_id(found)
+        if self._target is None and not self._strikes and probe.ends is not None:
+            self._target = probe.asked, probe.ends
+        return True
+
+    def _stalled(self) -> bool:
+        """Has nothing come for long, though the cluster answers, and holds more?
+
+        librdkafka drops every broker it knows, for good, when one that is just starting answers that there are none.
+        """
+        now = time.monotonic()
+        if self._target is None or self._positions != self._moved_to:
+            self._moved_at, self._moved_to, self._patience = now, dict(self._positions), STALLED_AFTER
+        if now < self._moved_at + self._patience:
+            return False
+        # On a slow connection the first records may take longer than that, and connecting anew begins anew.
+        self._moved_at, self._patience = now, min(2 * self._patience, 300.0)
+        return True
 
     def _check_id(self, found: str | None) -> None:
         if found is None:
@@ -253,8 +281,9 @@ class _Probe:
         return None if min(ends.values()) < 0 else ends  # negative, without an error: no answer in time
 
 
-def _describe(admin: AdminClient, topic: str) -> TopicDescription:
+def _describe(topic: str, bootstrap: str) -> TopicDescription:
     def ask() -> TopicDescription:
+        admin = kafka.admin(bootstrap)
         return admin.describe_topics(TopicCollection([topic]), request_timeout=PROBE_TIMEOUT)[topic].result()
 
     try:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,29 +136,28 @@ def retried(call: Callable[[], Answer], transient: Container[int] = ()) -> Answe
             time.sleep(0.1)
 
 
-def send_offsets(producer: Producer, offsets: list[TopicPartition], group: Any, limit: float) -> None:
-    """`send_offsets_to_transaction`, given up after `limit` seconds: librdkafka's own timeout is not kept when the group's coordinator has
-    been lost (confluentinc/librdkafka#5456, #5511). The call then hangs on in a thread of its own, so the producer is of no use any more.
+def within(limit: float, call: Callable[[], Answer]) -> Answer:
+    """A call to librdkafka, given up after `limit` seconds: its own timeouts are not kept when a coordinator or all brokers are lost to it
+    (confluentinc/librdkafka#5456, #5511, #5301). The call then hangs on in a thread of its own; its client is of no use any more.
 
     Raises:
-        KafkaException: it took too long, or was refused.
+        KafkaException: it took too long; and whatever the call raises.
     """
-    outcome: Future[None] = Future()
+    outcome: Future[Answer] = Future()
 
-    def send() -> None:
+    def work() -> None:
         try:
-            retried(lambda: producer.send_offsets_to_transaction(offsets, group))
+            outcome.set_result(call())
         except BaseException as error:
             outcome.set_exception(error)
-        else:
-            outcome.set_result(None)
 
-    threading.Thread(target=send, name="send offsets", daemon=True).start()
+    threading.Thread(target=work, name="within", daemon=True).start()
     try:
-        outcome.result(limit)
-    except TimeoutError:
-        reason = f"the group's coordinator has not taken the offsets within {limit:.0f} s"
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, reason)) from None
+        return outcome.result(limit)
+    except FutureTimeout:
+        if outcome.done():  # the call's own
+            raise
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"Kafka has not answered within {limit:.0f} s")) from None
 
 
 def committed(client: Consumer, parts: list[TopicPartition]) -> list[TopicPartition]:

@@ -22,12 +22,14 @@ class Published:
 
     space: Space
     topic_ids: dict[str, str]  # topic -> the id Kafka gave it when it was created
+    rewinding: str = ""  # while a rewind is under way: how it was called; no worker may start on half of it
 
 
 def encode(published: Published) -> bytes:
     """The value on the control topic."""
     space = published.space
-    return json.dumps({"spec": space.toml_dict, "hash": space.hash.hex(), "topic_ids": published.topic_ids}, indent=1).encode()
+    said = {"spec": space.toml_dict, "hash": space.hash.hex(), "topic_ids": published.topic_ids, "rewinding": published.rewinding}
+    return json.dumps(said, indent=1).encode()
 
 
 def read_all(bootstrap: str | None = None) -> dict[str, bytes]:
@@ -113,4 +115,4 @@ def decode(name: str, value: bytes) -> Published:
         raise SpaceError(
             f"space {name!r} was published with hash {digest}, read here as {space.hash.hex()}: use the crossrep version that published it"
         )
-    return Published(space, topic_ids)
+    return Published(space, topic_ids, declared.get("rewinding", ""))

@@ -58,6 +58,9 @@ class Changelog:
         Raises:
             KafkaException: fenced, or the cluster was away for too long; the caller must end the process.
         """
+        return kafka.within(self._timeout + 5, lambda: self._commit(flush))
+
+    def _commit(self, flush: Flush) -> dict[str, int]:
         producer = self._producer
         assert producer is not None, "fence first"
         ends: dict[str, int] = {}
@@ -85,7 +88,7 @@ class Changelog:
         producer.flush(kafka.RETRY_FOR)
         faults.point("commit.produced")
         frames = TopicPartition(self._space.frames_topic, self.number, flush.progress.offset, progress.encode(flush.progress))
-        kafka.send_offsets(producer, [frames], self._group_metadata, self._timeout)
+        kafka.retried(lambda: producer.send_offsets_to_transaction([frames], self._group_metadata))
         faults.point("commit.offsets")
         kafka.retried(producer.commit_transaction)
         faults.point("commit.committed")

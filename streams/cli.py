@@ -501,7 +501,7 @@ def rewind(space: str, bootstrap: str | None, to: datetime | None, ago: str | No
     if (to is None) == (ago is None):
         raise click.UsageError("say when: --to TIME or --ago DURATION")
     try:
-        moment = to.replace(tzinfo=UTC).timestamp() if to else time.time() - parse_duration(ago)
+        moment = int(to.replace(tzinfo=UTC).timestamp() if to else time.time() - parse_duration(ago))
     except ValueError as error:
         raise click.UsageError(f"--ago {ago!r} is {error}") from None
     address = kafka.bootstrap_servers(bootstrap)

@@ -167,6 +167,12 @@ class Fold:
             except TopicError as error:
                 _die("going on", StateError(str(error)))
 
+    async def watch_faust(self) -> None:
+        """End the process when Faust has crashed: its own shutdown can wait for ever for what is no longer there."""
+        while not self.app.crashed:
+            await asyncio.sleep(0.2)
+        _die("reading frames", self.app.crash_reason or RuntimeError("Faust crashed and gave no reason"))
+
     # --- ownership ---
 
     async def _on_revoked(self, app: Any, revoked: set[TP], **kwargs: Any) -> None:
@@ -273,6 +279,7 @@ def run(space: Space, bootstrap: str, options: FoldOptions) -> NoReturn:
         await fold.app.start()
         fold._start(fold.flush_forever())
         fold._start(fold.watch_topics())
+        fold._start(fold.watch_faust())
         await fold.app.wait_until_stopped()
 
     asyncio.run(main())

@@ -172,7 +172,11 @@ def alive(pid: int, settings: Path) -> bool:
     """
     psutil = need("psutil")
     try:
-        return bool(psutil.Process(pid).cmdline()[-2:] == ["kafka.Kafka", str(settings)])
+        process = psutil.Process(pid)
+        command = process.cmdline()
+        if not command:  # right after it was started a process has none for a moment
+            return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(command[-2:] == ["kafka.Kafka", str(settings)])
     except (psutil.Error, ValueError):
         return False
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 # Seconds. A dead worker's open transaction stalls readers until then; one that ends before the cluster has replaced a lost broker (9 s by
 # Kafka's defaults) costs the worker a restart.
 TRANSACTION_TIMEOUT = 10.0
+SILENCE = 15.0  # seconds without a message after which it is asked whether there are any
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class Pipeline:
     def __init__(self, space: Space, bootstrap: str, group: str, inputs: list[str], transform: Transform, options: Options):
         self.space, self.options, self.stats = space, options, Stats()
         self.assigned: list[TopicPartition] | None = None  # None until the first assignment
-        self._inputs, self._group = inputs, group
+        self._inputs, self._group, self._bootstrap = inputs, group, bootstrap
+        self._heard = time.monotonic()  # of the cluster: messages, or the ends of partitions
+        self._reached: dict[tuple[str, int], int] = {}  # next offset per partition
         self._transform = transform
         self._stop = threading.Event()
         self._commits = ThreadPoolExecutor(1, "commit")
@@ -103,6 +107,7 @@ class Pipeline:
             bootstrap,
             group,
             {
+                **kafka.ENDS,
                 "group.instance.id": options.name,
                 "session.timeout.ms": int(options.session_timeout * 1000),
                 "heartbeat.interval.ms": int(options.session_timeout * 200),
@@ -146,9 +151,11 @@ class Pipeline:
                 batch = self._compute(messages, group)
                 faults.point("infer.computed")
                 if self._finish():  # else this batch was consumed behind one that must come first, and is read again with it
-                    self._under_way = self._commits.submit(self._commit, batch)
+                    self._under_way = self._commits.submit(kafka.within, TRANSACTION_TIMEOUT + 5, partial(self._commit, batch))
             elif self._under_way is not None and self._under_way.done():
                 self._finish()
+            elif time.monotonic() - self._heard > SILENCE:
+                self._check_silence()
         self._finish()
         self._consumer.close()
         log.info("stopped: everything consumed is committed")
@@ -156,13 +163,39 @@ class Pipeline:
     def _consume(self) -> list[Message]:
         messages = []
         for message in self._consumer.consume(self.options.max_batch, self.options.max_delay):
+            self._heard = time.monotonic()
             if message.error() is None:
                 messages.append(message)
+                self._reached[message.topic(), message.partition()] = message.offset() + 1
+            elif kafka.is_end(message):
+                self._reached[message.topic(), message.partition()] = message.offset()
             elif message.error().fatal() or message.error().name() in ("_AUTO_OFFSET_RESET", "UNKNOWN_TOPIC_OR_PART"):
                 raise CrossrepError(f"reading {message.topic()}[{message.partition()}]: {message.error().str()}")
             elif not message.error().retriable():
                 log.warning("reading %s: %s", message.topic(), message.error().str())
         return messages
+
+    def _check_silence(self) -> None:
+        """Is there really nothing to read? A consumer can lose all brokers for good, and stay silent (confluentinc/librdkafka#5301).
+
+        Raises:
+            CrossrepError: there is. A new consumer, in a new process, reads it.
+        """
+        self._heard = time.monotonic()
+        other = kafka.consumer(self._bootstrap)
+        try:
+            for part in self.assigned or ():
+                place = TopicPartition(part.topic, part.partition)
+                _, end = other.get_watermark_offsets(place, timeout=5.0)
+                if end > self._reached.get((part.topic, part.partition), part.offset):
+                    raise CrossrepError(
+                        f"nothing was heard for {SILENCE:.0f} s, though {part.topic}[{part.partition}] goes on to {end}: "
+                        "the connection is gone for good. Start the worker again; nothing else is lost"
+                    )
+        except KafkaException:
+            log.info("nothing was heard for %.0f s, and the cluster does not answer", SILENCE)
+        finally:
+            other.close()
 
     def _compute(self, messages: list[Message], group: Any) -> _Batch:
         started = time.monotonic()
@@ -195,7 +228,7 @@ class Pipeline:
         for letter in batch.dead_letters:
             producer.produce(self.space.dead_letters_topic, letter)
         faults.point("infer.produced")
-        kafka.send_offsets(producer, batch.offsets, batch.group, TRANSACTION_TIMEOUT)
+        kafka.retried(lambda: producer.send_offsets_to_transaction(batch.offsets, batch.group))
         faults.point("infer.offsets")
         kafka.retried(producer.commit_transaction)
         faults.point("infer.committed")
@@ -217,14 +250,15 @@ class Pipeline:
             kafka.retried(lambda: self._producer.abort_transaction(kafka.REQUEST_TIMEOUT))
             self.stats.retried_batches += 1
             if self.assigned is not None:
-                self._consumer.assign(self._positions(self._consumer, self.assigned))
+                self._on_assign(self._consumer, self.assigned)
             return False
 
     # --- membership, in the main thread, inside consume() ---
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.assigned = partitions
-        consumer.assign(self._positions(consumer, partitions))
+        positions = self._positions(consumer, partitions)
+        self.assigned, self._reached = positions, {}
+        consumer.assign(positions)
         log.info("assigned %s", ", ".join(f"{p.topic}[{p.partition}]" for p in partitions) or "nothing")
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -23,13 +23,13 @@ from datetime import UTC, datetime
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from rich.table import Table
 
-from crossrep import kafka
+from crossrep import kafka, spaces
 from crossrep.errors import StateError
 from crossrep.spec import Space, fold_group
 from state import history, progress
 from state.changelog import Changelog, Flush
 from state.progress import Progress
-from streams import lineage
+from streams import lineage, topics
 from streams.lineage import Place
 
 MARGIN = 60.0  # seconds before the cut in which a batch may have begun that ends behind it
@@ -52,7 +52,7 @@ class Step:
 class Plan:
     """What a rewind does. Nothing is changed until `apply`."""
 
-    to: float  # seconds since 1970
+    to: int  # seconds since 1970
     steps: list[Step]
     leave_out: bool
     rereads: dict[str, dict[Place, int]]  # consumer group -> where it goes on
@@ -60,12 +60,12 @@ class Plan:
 
 
 def plan(
-    space: Space, bootstrap: str, to: float, leave_out: bool = True, progressed: Callable[[int, int], None] = lambda done, total: None
+    space: Space, bootstrap: str, to: int, leave_out: bool = True, progressed: Callable[[int, int], None] = lambda done, total: None
 ) -> Plan:
     """Find out what a rewind would do.
 
     Args:
-        to: by the brokers' clock, seconds since 1970.
+        to: by the brokers' clock, whole seconds since 1970.
         leave_out: leave out the frames written since, and read their events again; else fold the same frames again.
 
     Raises:
@@ -94,11 +94,13 @@ def plan(
 
 
 def apply(space: Space, bootstrap: str, plan: Plan, stepped: Callable[[], None] = lambda: None) -> None:
-    """Do it: one transaction a partition, then the offsets of those who read events.
+    """Do it: one transaction a partition, then the offsets of those who read events. No worker starts before it is complete.
 
     Raises:
         KafkaException: the cluster is away, or a worker was started meanwhile. Repeat the rewind: every step is safe to repeat.
     """
+    published = spaces.find(space.name, bootstrap)
+    topics.publish(replace(published, rewinding=called(plan)), bootstrap)
     for step in plan.steps:
         at = step.now
         if step.point is not None:
@@ -118,6 +120,12 @@ def apply(space: Space, bootstrap: str, plan: Plan, stepped: Callable[[], None] 
             for part in future.result().topic_partitions:
                 if part.error is not None:
                     raise KafkaException(part.error)
+    topics.publish(replace(published, rewinding=""), bootstrap)
+
+
+def called(plan: Plan) -> str:
+    """The command's arguments that make this plan."""
+    return f"--to {datetime.fromtimestamp(plan.to, UTC):%Y-%m-%dT%H:%M:%S}" + ("" if plan.leave_out else " --keep-frames")
 
 
 def table(plan: Plan) -> Table:

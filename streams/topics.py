@@ -83,13 +83,19 @@ def create(space: Space, bootstrap: str, replication: int = -1) -> list[str]:
     ids = topic_ids(admin, space)
     if published is not None and published.topic_ids != ids:
         _renew(space, bootstrap, {name for name, id in ids.items() if published.topic_ids.get(name) != id})
-    if published != Published(space, ids):
+    wanted = Published(space, ids, published.rewinding if published else "")
+    if published != wanted:
         _keep_history(admin, space)
-        producer = kafka.producer(bootstrap, acks="all")
-        producer.produce(SPACES_TOPIC, spaces.encode(Published(space, ids)), space.name)
-        if producer.flush(kafka.REQUEST_TIMEOUT):
-            raise CrossrepError(f"the space {space.name!r} could not be published to topic {SPACES_TOPIC}")
+        publish(wanted, bootstrap)
     return [topic.name for topic in missing]
+
+
+def publish(wanted: Published, bootstrap: str) -> None:
+    """Tell everybody. Raises CrossrepError if the cluster does not take it."""
+    producer = kafka.producer(bootstrap, acks="all")
+    producer.produce(SPACES_TOPIC, spaces.encode(wanted), wanted.space.name)
+    if producer.flush(kafka.REQUEST_TIMEOUT):
+        raise CrossrepError(f"the space {wanted.space.name!r} could not be published to topic {SPACES_TOPIC}")
 
 
 def _renew(space: Space, bootstrap: str, changed: set[str]) -> None:
@@ -138,6 +144,11 @@ def check(space: Space, bootstrap: str) -> Published:
     """
     published = spaces.find(space.name, bootstrap)
     _same_spec(space, published)
+    if published.rewinding:
+        raise SpaceError(
+            f"a rewind of {space.name!r} was interrupted, and half of it is done. Finish it first: crossrep rewind {space.name} "
+            f"{published.rewinding}"
+        )
     _check_topics(kafka.admin(bootstrap), plan(space))
     same_topics(space, bootstrap, published)
     return published

@@ -69,7 +69,8 @@ def main(seed: int, faults: int, brokers: str, only: tuple[str, ...], rate: floa
     console = Console(highlight=False)
     folder = Path(tempfile.mkdtemp(prefix="crossrep-chaos-"))
     runs.log_to(folder / "chaos.log")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: everything is ended first
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     console.print(f"seed {seed}, {len(kinds)} faults; logs in {folder}")
     result = runs.Result()
     world = World(folder, brokers=int(brokers), rate=rate, seed=seed)

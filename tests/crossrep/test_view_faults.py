@@ -214,6 +214,34 @@ def test_nothing_waits_longer_than_it_was_told(kafka_folder: Path, tmp_path: Pat
     waits_as_told()
 
 
+def test_a_consumer_that_falls_silent_is_replaced(kafka_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As librdkafka's may when its broker restarts. Here the first one is paused behind the view's back."""
+    running = broker.up(kafka_folder, progress=False)
+    space, _ = new_space(running.bootstrap, tmp_path)
+    consumers: list[Recorded] = []
+
+    class Recorded(Consumer):
+        def assign(self, partitions: list[TopicPartition]) -> None:
+            super().assign(partitions)
+            if partitions[0].topic != spaces.SPACES_TOPIC:
+                consumers.append(self)
+
+    stream = Stream(space, running.bootstrap)
+    stream.start()
+    monkeypatch.setattr("crossrep.follow.STALLED_AFTER", 3.0)
+    monkeypatch.setattr(kafka, "Consumer", Recorded)
+    with LocalView("user", space.name, running.bootstrap) as view:
+        wait_for(lambda: len(consumers) == 1 and len(view) == len(IDS) and view.staleness < 10, "it follows")
+        consumers[0].pause(consumers[0].assignment())
+        wait_for(lambda: view.staleness > 2.5, "nothing comes")
+        assert len(consumers) == 1
+        wait_for(lambda: len(consumers) == 2 and view.staleness < 2.5, "another consumer follows", 15)
+        stream.stop()
+        ended = time.monotonic()
+        wait_for(lambda: view.staleness < took(ended), "all that was written is said to be here", 30)
+        assert view._follower.records == sum(map(len, stream.sent)) and len(consumers) == 2
+
+
 def test_what_passes_is_not_taken_for_the_end() -> None:
     """What a fetch may meet while brokers come and go; the real ones above rarely show it."""
     passing = {"_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT", "NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "REQUEST_TIMED_OUT"}

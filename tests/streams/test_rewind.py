@@ -7,16 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from confluent_kafka import TopicPartition
 
-from crossrep import LocalView, kafka
+from crossrep import LocalView, kafka, spaces
 from crossrep.errors import StateError
 from crossrep.spec import Space
-from streams import rewind
+from streams import rewind, topics
 from tests.cluster import ROOT, Load, Workers, new_space, prove, settled, wait_for
 from tests.streams.small_model import SPEC, Feed, inferred, small_dataset, start_infer
 
@@ -55,7 +56,7 @@ def stop(*processes: subprocess.Popen[bytes]) -> None:
         assert process.wait(30) == 0
 
 
-def planned(space: Space, bootstrap: str, to: float, keep_frames: bool = False) -> rewind.Plan:
+def planned(space: Space, bootstrap: str, to: int, keep_frames: bool = False) -> rewind.Plan:
     """A plan, as soon as the workers' sessions are over."""
     deadline = time.monotonic() + 30
     while True:
@@ -67,7 +68,7 @@ def planned(space: Space, bootstrap: str, to: float, keep_frames: bool = False) 
             time.sleep(0.5)
 
 
-def rewound(space: Space, bootstrap: str, to: float, keep_frames: bool = False) -> rewind.Plan:
+def rewound(space: Space, bootstrap: str, to: int, keep_frames: bool = False) -> rewind.Plan:
     plan = planned(space, bootstrap, to, keep_frames)
     rewind.apply(space, bootstrap, plan)
     return plan
@@ -83,9 +84,8 @@ def test_events_since_are_made_again_each_once(bootstrap: str, workers: Workers,
         time.sleep(0.35)
     wait_for(lambda: inferred(space, bootstrap) and settled(space, bootstrap), "all folded", 90)
     good = feed.events
-    time.sleep(1.1)
-    to = time.time()
-    time.sleep(0.1)
+    time.sleep(2.1)
+    to = int(time.time())
     before = snapshot(space, bootstrap)
     for _ in range(10):
         feed.send(50)
@@ -124,8 +124,12 @@ def test_folding_the_same_frames_again(bootstrap: str, workers: Workers, tmp_pat
         time.sleep(0.35)
     wait_for(lambda: settled(space, bootstrap), "folded")
     stop(worker)
-    plan = rewound(space, bootstrap, time.time() - 3, keep_frames=True)
+    plan = planned(space, bootstrap, int(time.time()) - 3, keep_frames=True)
     assert any(step.records for step in plan.steps)
+    topics.publish(replace(spaces.find(space.name, bootstrap), rewinding=rewind.called(plan)), bootstrap)  # killed right after it began
+    assert workers.fold(path).wait(30) == 1, "no worker starts on half a rewind"
+    assert f"crossrep rewind {space.name} --to 20" in workers.logs() and "--keep-frames" in workers.logs()
+    rewind.apply(space, bootstrap, plan)
     workers.fold(path)
     wait_for(lambda: settled(space, bootstrap), "folded again")
     prove(space, bootstrap, load.counts)
@@ -142,7 +146,7 @@ def test_too_far_back_is_refused_and_says_how_far_it_goes(bootstrap: str, worker
     for future in client.delete_records([TopicPartition(space.history_topic, 0, end)]).values():
         future.result()
     with pytest.raises(StateError, match="does not reach back"):
-        planned(space, bootstrap, time.time() - 3600, keep_frames=True)
+        planned(space, bootstrap, int(time.time()) - 3600, keep_frames=True)
     help = subprocess.run(
         [sys.executable, "-m", "crossrep", "rewind", space.name, "--bootstrap", bootstrap], cwd=ROOT, capture_output=True, text=True
     )
