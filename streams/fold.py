@@ -159,13 +159,22 @@ class Fold:
                     self._start(self._flush(number))
 
     async def watch_topics(self) -> None:
-        """End the process when a topic of ours is deleted or created anew: what we write would go into something else."""
+        """End the process when a topic of ours is deleted or created anew: what we write would go into something else.
+
+        Asked three times, since a broker that is just starting may not know of any topic yet.
+        """
+        in_a_row = 0
         while True:
             await asyncio.sleep(WATCH)
             try:
                 await self._in_thread(topics.same_topics, self.space, self.bootstrap, self._published)
+                in_a_row = 0
             except TopicError as error:
-                _die("going on", StateError(str(error)))
+                in_a_row += 1
+                if in_a_row == 3:
+                    _die("going on", StateError(str(error)))
+            except CrossrepError:
+                pass  # the cluster is away
 
     async def watch_faust(self) -> None:
         """End the process when Faust has crashed: its own shutdown can wait for ever for what is no longer there."""

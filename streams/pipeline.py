@@ -247,7 +247,7 @@ class Pipeline:
             if problem.fatal() or not problem.txn_requires_abort():
                 raise
             log.warning("a batch is dropped and read again: %s", problem.str())
-            kafka.retried(lambda: self._producer.abort_transaction(kafka.REQUEST_TIMEOUT))
+            kafka.within(TRANSACTION_TIMEOUT, lambda: kafka.retried(self._producer.abort_transaction))
             self.stats.retried_batches += 1
             if self.assigned is not None:
                 self._on_assign(self._consumer, self.assigned)

@@ -177,10 +177,13 @@ _RENEW = (
 
 
 def topic_ids(admin: AdminClient, space: Space) -> dict[str, str]:
-    """The ids of the topics that hold a space's progress, state and history."""
+    """The ids of the topics that hold a space's progress, state and history. Raises CrossrepError if the cluster does not answer."""
     names = [space.frames_topic, space.history_topic, *(space.representations_topic(entity) for entity in space.entities)]
     described = admin.describe_topics(TopicCollection(names), request_timeout=kafka.REQUEST_TIMEOUT)
-    return {name: str(future.result().topic_id) for name, future in described.items()}
+    try:
+        return {name: str(future.result().topic_id) for name, future in described.items()}
+    except KafkaException as error:
+        raise CrossrepError(f"the cluster does not describe {', '.join(names)}: {error.args[0].str()}") from None
 
 
 def _same_spec(space: Space, published: Published) -> None:
