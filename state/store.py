@@ -183,7 +183,8 @@ class Store:
             raise
 
     def close(self) -> None:
-        self._db.close()
+        with self._noting_corruption():
+            self._db.close()
 
 
 def open_store(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]], memory: Memory, tombstones_kept: float) -> Store:

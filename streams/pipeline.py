@@ -169,7 +169,7 @@ class Pipeline:
                 self._reached[message.topic(), message.partition()] = message.offset() + 1
             elif kafka.is_end(message):
                 self._reached[message.topic(), message.partition()] = message.offset()
-            elif message.error().fatal() or message.error().name() in ("_AUTO_OFFSET_RESET", "UNKNOWN_TOPIC_OR_PART"):
+            elif message.error().fatal() or message.error().name() in ("_FATAL", "_AUTO_OFFSET_RESET", "UNKNOWN_TOPIC_OR_PART"):
                 raise CrossrepError(f"reading {message.topic()}[{message.partition()}]: {message.error().str()}")
             elif not message.error().retriable():
                 log.warning("reading %s: %s", message.topic(), message.error().str())

@@ -10,14 +10,14 @@ from tests.chaos import faults, run
 from tests.chaos.world import World
 
 SEED = 4
-KINDS = ["disk-truncated", "broker-kill", "disk-garbled", "broker-pause", "clock", "scale"]
+KINDS = ["scale", "all-killed", "broker-pause"]
 
 
 def test_nothing_is_lost_or_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "BROKER_PAUSE", 5.0)  # longer than every session
     run.log_to(tmp_path / "chaos.log")
     result = run.Result()
-    with World(tmp_path, rate=400, seed=SEED, infers=1) as world:
+    with World(tmp_path, rate=300, seed=SEED, infers=1, clocks={"f1": 7 * faults.HOUR, "i0": -7 * faults.HOUR}) as world:
         run.run(world, SEED, KINDS, check_every=len(KINDS), result=result)
         assert not result.differences, f"{dict(result.differences)}; logs in {tmp_path}"
         assert result.faults == len(KINDS) and result.proofs == 1

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
@@ -192,9 +193,7 @@ def disk_truncated(world: World, random: Random, step: Step) -> None:
     with _away(world, random.choice(world.folds)) as name:
         world.kill(name)
         for store in _stores(world, name):
-            files = sorted(file for file in store.iterdir() if file.suffix in (".sst", ".log") or file.name.startswith("MANIFEST"))
-            file = random.choice(files)
-            os.truncate(file, file.stat().st_size // 2)
+            _truncate(store, random)
 
 
 @fault("disk-garbled")
@@ -203,11 +202,7 @@ def disk_garbled(world: World, random: Random, step: Step) -> None:
     with _away(world, random.choice(world.folds)) as name:
         world.kill(name)
         for store in _stores(world, name):
-            for file in sorted(store.glob("*.sst")) or sorted(store.glob("*.log")):
-                with file.open("r+b") as data:
-                    for _ in range(3):
-                        data.seek(int(random.random() * file.stat().st_size))
-                        data.write(random.randbytes(16))
+            _garble(store, random)
 
 
 # --- brokers ---
@@ -240,12 +235,14 @@ def broker_pause(world: World, random: Random, step: Step) -> None:
 
 @fault("all-killed")
 def all_killed(world: World, random: Random, step: Step) -> None:
-    """the cluster, a fold and an infer worker are SIGKILLed at once"""
-    victims = [random.choice(world.folds), random.choice(world.infers)]
+    """the cluster, a fold and an infer worker are SIGKILLed at once, and disks are damaged"""
     broker.down(world.folder / "kafka", kill=True)
-    for name in victims:
+    world.kill(random.choice(world.infers))
+    with _away(world, random.choice(world.folds)) as name:
         world.kill(name)
-    world.start_broker()
+        for damage, store in zip(cycle([_truncate, _garble]), _stores(world, name)):
+            damage(store, random)
+        world.start_broker()
 
 
 @fault("node-kill", several_brokers=True)
@@ -302,6 +299,20 @@ def _more(world: World, count: int) -> list[str]:
 
 def _stores(world: World, name: str) -> list[Path]:
     return sorted(path for path in world.stores(name).glob("partition-*") if path.is_dir())
+
+
+def _truncate(store: Path, random: Random) -> None:
+    files = sorted(file for file in store.iterdir() if file.suffix in (".sst", ".log") or file.name.startswith("MANIFEST"))
+    file = random.choice(files)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _garble(store: Path, random: Random) -> None:
+    for file in sorted(store.glob("*.sst")) or sorted(store.glob("*.log")):
+        with file.open("r+b") as data:
+            for _ in range(3):
+                data.seek(int(random.random() * file.stat().st_size))
+                data.write(random.randbytes(16))
 
 
 def _without(world: World, number: int, step: Step, *, seconds: float, kill: bool) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,14 +54,25 @@ class Worker:
 class World:
     """Everything one run owns. A context manager that leaves no process behind."""
 
-    def __init__(self, folder: Path, *, brokers: int = 1, rate: float = 1000.0, seed: int = 1, folds: int = 2, infers: int = 2):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        brokers: int = 1,
+        rate: float = 1000.0,
+        seed: int = 1,
+        folds: int = 2,
+        infers: int = 2,
+        clocks: Mapping[str, float] | None = None,
+    ):
+        """`clocks`: names of workers whose clocks are at first so many seconds ahead."""
         self.folder, self.brokers = folder, brokers
         self.folds = [f"f{i}" for i in range(folds)]  # the workers that run between faults
         self.infers = [f"i{i}" for i in range(infers)]
         self.is_open = False  # whether all was ever well
         self.restarts = 0  # by the supervisor
         self.problems: list[str] = []  # each is a difference
-        self._rate, self._seed = rate, seed
+        self._rate, self._seed, self._clocks = rate, seed, clocks or {}
         self._workers: dict[str, Worker] = {}
         self._lock = threading.RLock()  # of workers' starts and ends
         self._closed = threading.Event()
@@ -90,7 +101,7 @@ class World:
         self.views = {entity: self.view(entity) for entity in self.space.entities}  # kept open through everything
         self.observer.start()
         for name in [*self.folds, *self.infers]:
-            self.start(name)
+            self.start(name, clock=self._clocks.get(name, 0.0))
         threading.Thread(target=self._supervise, name="supervisor", daemon=True).start()
         self.load.start()
         self.load.resume()
