@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -28,7 +28,7 @@ from crossrep.errors import StateError
 from crossrep.spec import Space, fold_group
 from state import history, progress
 from state.changelog import Changelog, Flush
-from state.progress import Progress
+from state.progress import Point, Progress
 from streams import lineage, topics
 from streams.lineage import Place
 
@@ -44,7 +44,7 @@ class Step:
     now: Progress
     cut: int  # frames from here on are left out, or folded again
     end: int  # behind the last frame
-    point: progress.Point | None = None  # where the state goes; None: nothing behind the cut is folded yet
+    point: Point | None = None  # where the state goes; None: nothing behind the cut is folded yet
     records: dict[str, tuple[list[bytes], list[bytes]]] = field(default_factory=dict)  # entity -> keys, former records (empty: none)
 
 
@@ -229,42 +229,49 @@ def _refuse_if_anybody_runs(space: Space, bootstrap: str) -> None:
 def _find_former_state(space: Space, bootstrap: str, step: Step, first_frame: int) -> None:
     """Fill in the newest rewind point before the cut, and what every key that changed since was there."""
     left_out = step.now.skipped
-    first_of = {step.now.point.offset: step.now.point}
-    log_start = kafka.bounds(bootstrap, space.history_topic)[step.number][0]
-    oldest: int | None = None  # the point whose messages may be incomplete: retention may have deleted the first of them
-    for undo in _undos(space, bootstrap, step.number):
-        first_of[undo.point.offset] = undo.point
-        oldest = undo.point.offset if oldest is None else oldest
-    if log_start == 0:
-        oldest = None
-    elif oldest is None:
-        oldest = step.now.point.offset
+    log = kafka.bounds(bootstrap, space.history_topic)[step.number]
+    told = _timeline(space, bootstrap, step, log)
+    # Retention may have deleted the first messages of the oldest point.
+    oldest = None if log[0] == 0 else min(told.values(), key=lambda point: point.offset, default=step.now.point).offset
+    known = {point.offset: point for point in (*told.values(), step.now.point)}
     points = [
         point
-        for offset, point in first_of.items()
+        for offset, point in known.items()
         if -1 < offset <= step.cut and offset >= first_frame and offset != oldest and not any(a < offset < b for a, b in left_out)
     ]
     if not points:
         raise StateError(
             f"the history of {space.frames_topic}[{step.number}] does not reach back to offset {step.cut}: it holds "
-            f"{_span(first_of.values())}, and the frames from {first_frame} on. The space declares history = "
+            f"{_span(known.values())}, and the frames from {first_frame} on. The space declares history = "
             f'"{space.toml_dict["history"]}": a longer one must be declared, and published, before it is needed'
         )
     step.point = max(points, key=lambda point: point.offset)
     former: dict[str, dict[bytes, bytes]] = {entity: {} for entity in space.entities}
-    for undo in _undos(space, bootstrap, step.number):
-        if undo.point.offset >= step.point.offset:
+    for offset, undo in _undos(space, bootstrap, step.number, log):
+        if offset in told and undo.point.offset >= step.point.offset:
             for key, record in zip(undo.keys, undo.records):
                 former[undo.entity].setdefault(key, record or b"")
     step.records = {entity: (list(records), list(records.values())) for entity, records in former.items() if records}
 
 
-def _undos(space: Space, bootstrap: str, number: int) -> Iterator[history.Undo]:
-    bounds = kafka.bounds(bootstrap, space.history_topic)
-    for message in kafka.messages(bootstrap, space.history_topic, {number: bounds[number]}):
-        yield history.decode(message.value())
+def _timeline(space: Space, bootstrap: str, step: Step, log: tuple[int, int]) -> dict[int, Point]:
+    """The history's messages that tell how the state became what it is: offset -> point.
+
+    An earlier rewind went back to a point. What was written at later points until then tells of a state that never was.
+    """
+    told: dict[int, Point] = {}
+    for offset, undo in _undos(space, bootstrap, step.number, log):
+        while told and told[last := next(reversed(told))].offset > undo.point.offset:
+            del told[last]
+        told[offset] = undo.point
+    return {offset: point for offset, point in told.items() if point.offset <= step.now.point.offset}
 
 
-def _span(points: object) -> str:
-    times = sorted(point.append_time for point in points if point.offset >= 0)  # type: ignore[attr-defined]
+def _undos(space: Space, bootstrap: str, number: int, log: tuple[int, int]) -> Iterator[tuple[int, history.Undo]]:
+    for message in kafka.messages(bootstrap, space.history_topic, {number: log}):
+        yield message.offset(), history.decode(message.value())
+
+
+def _span(points: Iterable[Point]) -> str:
+    times = sorted(point.append_time for point in points if point.offset >= 0)
     return f"points from {_text(times[0])} on" if times else "no point yet"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from crossrep import kafka, spaces
@@ -239,7 +239,10 @@ def _check_topics(admin: AdminClient, topics: Iterable[Topic]) -> None:
         if not topic.shared and topic.partitions != len(metadata[topic.name].partitions)
     ]
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in found]
-    configs = {resource.name: future.result() for resource, future in admin.describe_configs(resources).items()} if resources else {}
+    configs = {}
+    if resources:  # which may be asked of a broker that has not heard of a new topic yet
+        unheard = {KafkaError.UNKNOWN_TOPIC_OR_PART}
+        configs = kafka.retried(lambda: {r.name: answer.result() for r, answer in admin.describe_configs(resources).items()}, unheard)
     for topic in found:
         for key, wanted in topic.config.items():
             value = configs[topic.name][key].value

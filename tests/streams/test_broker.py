@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import streams.cli  # noqa: F401  adds the workers' commands
+from crossrep import kafka
 from crossrep.cli import cli
 from streams import broker, kafka_jars
 from streams.broker import BrokerError, down, start_node, status, stop_node, up, wipe
@@ -111,7 +112,10 @@ def test_three_brokers_outlive_the_loss_of_one(folder: Path) -> None:
         20
     )  # replicas: as many as the brokers' default says
     resource = admin.ConfigResource(admin.ConfigResource.Type.TOPIC, "numbers")
-    assert client.describe_configs([resource])[resource].result(20)["min.insync.replicas"].value == "2"
+    config = kafka.retried(  # it may be asked of a broker that has not heard of the topic yet
+        lambda: client.describe_configs([resource])[resource].result(20), {confluent_kafka.KafkaError.UNKNOWN_TOPIC_OR_PART}
+    )
+    assert config["min.insync.replicas"].value == "2"
     produce(first.bootstrap, b"one")
     wait_for_replicas(client, 3)
     for internal in ("__consumer_offsets", "__transaction_state"):

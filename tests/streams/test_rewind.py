@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from confluent_kafka import TopicPartition
 from crossrep import LocalView, kafka, spaces
 from crossrep.errors import StateError
 from crossrep.spec import Space
+from state import history
+from state.history import Undo
+from state.progress import Point, Progress
 from streams import rewind, topics
 from tests.cluster import ROOT, Load, Workers, new_space, prove, settled, wait_for
 from tests.streams.small_model import SPEC, Feed, inferred, small_dataset, start_infer
@@ -133,6 +137,75 @@ def test_folding_the_same_frames_again(bootstrap: str, workers: Workers, tmp_pat
     workers.fold(path)
     wait_for(lambda: settled(space, bootstrap), "folded again")
     prove(space, bootstrap, load.counts)
+
+
+class Simulated:
+    """A partition whose records tell all frames they count, folded, rewound and folded again as workers do it."""
+
+    def __init__(self, random: Random, frames: list[bytes]):
+        self.random, self.frames = random, frames  # frame i changes key frames[i]
+        self.state: dict[bytes, bytes] = {}
+        self.now = Progress(0, point=Point(0))
+        self.recorded: set[bytes] = set()
+        self.history: list[Undo] = []
+
+    def fold(self) -> None:
+        for _ in range(self.random.randrange(3, 40)):
+            if self.random.random() < 0.15:
+                self.now, self.recorded = replace(self.now, point=self.now.as_point()), set()
+            at = self.now.offset
+            if at == len(self.frames):
+                return
+            if not self.now.skips(at):
+                key = self.frames[at]
+                if key not in self.recorded:
+                    self.history.append(Undo("user", self.now.point, [key], [self.state.get(key)]))
+                    self.recorded.add(key)
+                self.state[key] = self.state.get(key, b"") + b"%03d " % at
+            self.now = replace(self.now, offset=at + 1)
+
+    def rewind(self, step: rewind.Step, leave_out: bool) -> None:
+        if step.point is not None:
+            for key, record in zip(*step.records.get("user", ([], []))):
+                self.state[key] = record
+            self.state = {key: record for key, record in self.state.items() if record}
+            self.now, self.recorded = replace(self.now, offset=step.point.offset, point=step.point), set()
+        if leave_out and step.cut < step.end:
+            kept = tuple(span for span in self.now.skipped if span[0] < step.cut)
+            self.now = replace(self.now, skipped=(*kept, (step.cut, step.end)))
+
+    def must_be(self) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        for at, key in enumerate(self.frames[: self.now.offset]):
+            if not self.now.skips(at):
+                found[key] = found.get(key, b"") + b"%03d " % at
+        return found
+
+
+def test_rewound_again_and_again(bootstrap: str, tmp_path: Path) -> None:
+    """The points of an earlier rewind's future tell of a state that never was. 16 random lives, one a partition."""
+    space, _ = new_space(bootstrap, tmp_path, SHORT, partitions=16)
+    random, producer = Random(7), kafka.producer(bootstrap)
+    lives = [Simulated(random, [b"k%d" % random.randrange(6) for _ in range(150)]) for _ in range(space.partitions)]
+    written, back = [0] * len(lives), 0
+    for _ in range(5):
+        for number, life in enumerate(lives):
+            life.fold()
+            for undo in life.history[written[number] :]:
+                undo = replace(undo, records=[record and record.ljust(600, b" ") for record in undo.records])  # all are of one size
+                for message in history.encode(undo):
+                    producer.produce(space.history_topic, message, partition=number)
+            written[number] = len(life.history)
+        assert producer.flush(30) == 0
+        for number, life in enumerate(lives):
+            step = rewind.Step(number, life.now, random.randrange(life.now.offset + 1), min(len(life.frames), life.now.offset + 5))
+            if step.cut < life.now.offset:
+                rewind._find_former_state(space, bootstrap, step, 0)
+                step.records = {e: (keys, [r.rstrip() + b" " * bool(r) for r in found]) for e, (keys, found) in step.records.items()}
+                back += 1
+            life.rewind(step, leave_out=random.random() < 0.5)
+            assert life.state == life.must_be(), f"partition {number} rewound to {step.point}"
+    assert back > 60
 
 
 def test_too_far_back_is_refused_and_says_how_far_it_goes(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
