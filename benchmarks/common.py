@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -76,9 +75,7 @@ class Worker:
     """One `crossrep` worker process."""
 
     def __init__(self, folder: Path, args: list[str]):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = int(s.getsockname()[1])
+        self.port = broker.free_port()
         self.log = folder / f"{args[0]}-{next(_numbers)}.log"
         command = [sys.executable, "-m", "crossrep", *args, "--port", str(self.port)]
         self.started = time.time()

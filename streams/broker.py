@@ -266,8 +266,8 @@ def _start(folder: Path, record: _Record, numbers: set[int], bar: Progress, time
     try:
         if missing:
             for place in missing:
-                _free(place.port)
-                _free(record.controllers[place.number - 1])
+                free_port(place.port)
+                free_port(record.controllers[place.number - 1])
                 place.folder.mkdir(exist_ok=True)
             java = kafka_jars.java(kafka_jars.jars(bar))
             bar.add_task(f"starting Kafka {KAFKA_VERSION} on {', '.join(place.address for place in missing)}", total=None)
@@ -345,12 +345,12 @@ def _ports(kept: tuple[int, ...], count: int, taken: Collection[int] = ()) -> tu
     """Return `count` ports: those kept, and free ones other than `taken`."""
     ports = list(kept)
     while len(ports) < count:
-        ports.append(_free(None, {*ports, *taken}))
+        ports.append(free_port(None, {*ports, *taken}))
     return tuple(ports)
 
 
-def _free(port: int | None, taken: Collection[int] = ()) -> int:
-    """Return `port` if it is free, or any free port not `taken` when None."""
+def free_port(port: int | None = None, taken: Collection[int] = ()) -> int:
+    """`port` if it is free; or, where it is None, any that is free and not `taken`. Raises BrokerError."""
     # Below the system's ephemeral range: there, some outgoing connection could take the port while the broker is down.
     for candidate in [port] if port else random.sample(range(20000, 32000), 100):
         if candidate in taken:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -157,7 +156,7 @@ def _train(dataset: Dataset, out: Path, figures: Figures, console: Console) -> N
 @contextlib.contextmanager
 def _workers(spec: Path, model: Path, console: Console) -> Iterator[dict[str, int]]:
     """Two fold workers and one inference worker, as processes; SIGTERMed and awaited at the end. Gives each one's port."""
-    ports = {name: _free_port() for name in ("fold-0", "fold-1", "infer-0")}
+    ports = {name: broker.free_port() for name in ("fold-0", "fold-1", "infer-0")}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     logs = kafka.home() / "demo" / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -286,12 +285,6 @@ def _summary(figures: Figures, console: Console) -> None:
         f"auc={figures.auc:.4f} differences={differences} worst_vector={worst:.1e} {'PROVED' if figures.proved else 'FAILED'}"
     )
     console.print(line, soft_wrap=True, highlight=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _ready(port: int) -> bool:

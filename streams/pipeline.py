@@ -259,6 +259,7 @@ class Pipeline:
         positions = self._positions(consumer, partitions)
         self.assigned, self._reached = positions, {}
         consumer.assign(positions)
+        self._heard = time.monotonic()  # finding the positions may have waited for a dead worker's transaction
         log.info("assigned %s", ", ".join(f"{p.topic}[{p.partition}]" for p in partitions) or "nothing")
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from crossrep import frames, kafka
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from streams import topics
+from streams.broker import free_port as free_port
 from streams.verify import Verdict, unfolded, verify
 
 ROOT = Path(__file__).parent.parent
@@ -73,12 +73,6 @@ def new_space(bootstrap: str, folder: Path, spec: str = SPEC, partitions: int = 
     space = Space.load(path)
     topics.create(space, bootstrap, replication)
     return space, path
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class Workers:

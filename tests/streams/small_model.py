@@ -187,7 +187,7 @@ def _infer(path: Path, name: str, *more: str, port: int | None = None) -> list[s
 
 def is_stopped(process: subprocess.Popen[bytes]) -> bool:
     """Does the process lie stopped (SIGSTOP)? Asked of the kernel; a process that ended is an error."""
-    assert process.poll() is None, "ended instead of stopping"
+    assert process.poll() is None, f"ended with {process.returncode} instead of stopping"
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 

@@ -84,7 +84,10 @@ def test_workers_stopped_past_their_session_commit_nothing_that_has_moved(bootst
         feed.send(40)
         return all(is_stopped(zombie) for zombie in zombies.values())
 
-    wait_for(all_stopped, "every zombie has come to its point", 90)
+    try:
+        wait_for(all_stopped, "every zombie has come to its point", 90)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{workers.logs()}") from None
     feed.send()
     wait_for(lambda: inferred(space, bootstrap), "the heir has taken over all partitions", 90)
     for zombie in zombies.values():
