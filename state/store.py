@@ -1,6 +1,9 @@
 """RocksDB as a cache of the changelog: the same bytes under the same keys, one database per partition.
 
 It is always right to delete it: it is rebuilt from the changelog. `open_store` does so itself whenever what it finds cannot be trusted.
+
+What is written stays in memory first, and goes to RocksDB some seconds later: hot keys change with every flush, and a write to RocksDB
+costs more than everything else in a flush. What a killed worker had not yet given to RocksDB it reads from the changelog's tail.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _META = b"\xffmeta"  # entities have prefixes 0, 1, ...
 _EVENT_TIME = struct.Struct("<d")
+BEHIND = 20_000  # records that wait for RocksDB at most
+BEHIND_FOR = 4.0  # seconds, at most, while something is written
 
 
 @dataclass
@@ -104,15 +109,37 @@ class Store:
         self._folder = folder
         self.meta = meta
         self._prefix = {entity: bytes([i]) for i, entity in enumerate(entities)}
+        # Newer than what RocksDB holds; empty values are deletions. A reader asks all three in this order, and a record moves on only once
+        # it is in the next, so none is ever missed.
+        self._behind: dict[bytes, bytes] = {}
+        self._on_the_way: dict[bytes, bytes] = {}
+        self._spilled, self._unspilled = time.monotonic(), False
 
     def get(self, entity: str, keys: list[bytes]) -> list[bytes | None]:
         """Records of many keys; None where there is none."""
         prefix = self._prefix[entity]
+        wanted = [prefix + key for key in keys]
+        held = list(map(self._held, wanted)) if self._behind or self._on_the_way else [None] * len(wanted)
+        asked = [i for i, value in enumerate(held) if value is None]
         with self._noting_corruption():
-            return self._db.get([prefix + key for key in keys])  # type: ignore[no-any-return]
+            stored = self._db.get([wanted[i] for i in asked])
+        found = [value or None for value in held]
+        for i, value in zip(asked, stored):
+            found[i] = value
+        return found
+
+    def _held(self, key: bytes) -> bytes | None:
+        """What is not yet in RocksDB: a record, empty if the key was deleted. None: RocksDB knows the newest."""
+        value = self._behind.get(key)
+        return self._on_the_way.get(key) if value is None else value
 
     def scan(self, entity: str, start: bytes, count: int) -> tuple[list[bytes], NDArray[np.float64], bytes | None]:
-        """Up to `count` keys from `start` on in byte order, their newest event times, and where to go on (None: that was the end)."""
+        """Up to `count` keys from `start` on in byte order, their newest event times, and where to go on (None: that was the end).
+
+        A scan in several steps finds every key that was there when it began.
+        """
+        if not start:
+            self._spill()
         prefix = self._prefix[entity]
         keys: list[bytes] = []
         times: list[float] = []
@@ -122,8 +149,10 @@ class Store:
             while entries.valid() and (key := entries.key()).startswith(prefix):
                 if len(keys) == count:
                     return keys, np.array(times), key[1:]
-                keys.append(key[1:])
-                times.append(_EVENT_TIME.unpack_from(entries.value(), EVENT_TIME_AT)[0])
+                value = self._held(key)
+                if value != b"":
+                    keys.append(key[1:])
+                    times.append(_EVENT_TIME.unpack_from(value or entries.value(), EVENT_TIME_AT)[0])
                 entries.next()
             entries.status()  # raises if it ended at a damaged block
         return keys, np.array(times), None
@@ -141,32 +170,47 @@ class Store:
     def write(
         self, records: dict[str, tuple[list[bytes], list[bytes]]], changelog: dict[str, int], folded: dict[str, int], current: float = 0.0
     ) -> None:
-        """One atomic batch.
+        """What all later reads see. RocksDB follows in atomic batches of its own.
 
         Args:
             records: entities to keys and values; an empty value deletes.
             changelog, folded: see `Meta`, of the entities that change.
             current: see `Meta`; 0 leaves it.
         """
-        batch = WriteBatch(raw_mode=True)
         for entity, (keys, values) in records.items():
+            if len(keys) != len(values):
+                raise ValueError(f"{len(keys)} keys, but {len(values)} values")
             prefix = self._prefix[entity]
-            for key, value in zip(keys, values, strict=True):
-                if value:
-                    batch[prefix + key] = value
-                else:
-                    del batch[prefix + key]
+            self._behind.update(zip([prefix + key for key in keys], values))
         self.meta.changelog.update(changelog)
         self.meta.folded.update(folded)
         self.meta.current = current or self.meta.current
+        self._unspilled = True
+        if len(self._behind) >= BEHIND or time.monotonic() - self._spilled > BEHIND_FOR:
+            self._spill()
+
+    def _spill(self) -> None:
+        """Give RocksDB what it does not hold yet, in one atomic batch."""
+        if not self._unspilled:
+            return
+        self._on_the_way, self._behind = self._behind, {}
+        batch = WriteBatch(raw_mode=True)
+        for key, value in self._on_the_way.items():
+            if value:
+                batch[key] = value
+            else:
+                del batch[key]
         batch[_META] = json.dumps(asdict(self.meta)).encode()
         with self._noting_corruption():
             self._db.write(batch)
+        self._on_the_way = {}
+        self._spilled, self._unspilled = time.monotonic(), False
 
     def shred(self, entity: str, keys: list[bytes]) -> None:
         """Make deleted keys leave the files too, where RocksDB would keep their old records until it next compacts them."""
         options = CompactOptions()
         options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+        self._spill()
         with self._noting_corruption():
             self._db.flush()
             for key in keys:
@@ -183,6 +227,7 @@ class Store:
             raise
 
     def close(self) -> None:
+        self._spill()
         with self._noting_corruption():
             self._db.close()
 

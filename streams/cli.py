@@ -264,7 +264,7 @@ def frame(space: str, verbose: bool, bootstrap: str | None, **options: Any) -> N
 @click.option("--slots", default=65_536, show_default=True, help="Most keys in memory per entity and partition.")
 @click.option("--rocksdb-mb", default=256, show_default=True, help="RocksDB's cache and write buffers, all partitions together.")
 @click.option("--min-free-mb", default=256, show_default=True, help="Least free space on the data folder's disk; with less, it waits.")
-@click.option("--flush-rows", default=50_000, show_default=True, help="Dirty rows that flush a partition before its interval is over.")
+@click.option("--flush-rows", default=200_000, show_default=True, help="Rows that flush a partition before its interval is over.")
 @click.option("--session-timeout", default=10.0, show_default=True, help="Seconds of silence after which partitions move.")
 def fold(
     space: str,

@@ -48,7 +48,7 @@ class FoldOptions:
     name: str  # stable name of this worker: its folder and its group membership survive a restart
     folder: Path  # data folder; the worker's stores lie in folder/<space>/<name>
     port: int = 6066  # of /ready and /metrics
-    flush_rows: int = 50_000  # dirty rows of a partition that flush it before its interval is over
+    flush_rows: int = 200_000  # rows folded since its last flush that flush a partition before its interval is over
     slots: int = 65_536  # most keys in memory per entity and partition
     rocksdb_mb: int = 256  # RocksDB's block cache and write buffers, all partitions together
     session_timeout: float = 10.0  # seconds after which a silent worker's partitions move
@@ -88,7 +88,9 @@ class Fold:
         self._fencing: set[asyncio.Future[Any]] = set()
         self._stopping = False
         self.app = _faust_app(space, bootstrap, options, folder)
-        faust_transport.install(self.app, lambda: {n: self.partitions[n].progress.offset for n in self.flowing})
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()  # Faust's, of runs for the agent, once that has begun
+        positions = lambda: {n: self.partitions[n].progress.offset for n in self.flowing}  # noqa: E731
+        faust_transport.install(self.app, positions, backlog=lambda: self._queue.qsize())
         self.app.on_partitions_revoked.connect(self._on_revoked)
         self.app.on_partitions_assigned.connect(self._on_assigned)
         # raw: with value_type=bytes alone Faust would still try to read JSON. acks=False: Faust tracks nothing, positions are ours.
@@ -113,12 +115,13 @@ class Fold:
     # --- the flow ---
 
     async def _agent(self, stream: Any) -> None:
+        self._queue = stream.channel.queue
         async for event in stream.events():
-            message = event.message
-            try:
-                await self._on_frame(message.partition, message.offset, message.key, message.value, message.timestamp)
-            except Exception as error:
-                _die(f"folding {message.topic}[{message.partition}]@{message.offset}", error)
+            for record in event.value:  # a run of frames
+                try:
+                    await self._on_frame(record.partition, record.offset, record.key, record.value, record.timestamp / 1000)
+                except Exception as error:
+                    _die(f"folding {record.topic}[{record.partition}]@{record.offset}", error)
 
     async def _on_frame(self, number: int, offset: int, key: bytes | None, value: bytes | None, append_time: float) -> None:
         if number not in self.flowing:
@@ -323,7 +326,7 @@ def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path)
         broker_rebalance_timeout=60.0,
         broker_request_timeout=60.0,
         consumer_max_fetch_size=memory.FETCH,
-        stream_buffer_maxsize=memory.BUFFERED,  # frames, not rows
+        stream_buffer_maxsize=100_000,  # the transport knows when to wait
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
         web_enabled=False,  # /ready and /metrics answer from a thread of their own

@@ -12,6 +12,8 @@ from crossrep import frames
 from crossrep.records import RecordLayout
 from crossrep.spec import MAX_KEY_BYTES, Space
 from state.slab import Slab
+from state.store import BEHIND
+from streams import faust_transport
 
 if TYPE_CHECKING:
     from streams.fold import FoldOptions
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 PROCESS = 240 * MIB  # an idle worker: interpreter, libraries, compiled kernels; half of it is mapped files
 PARTITION = 4 * MIB  # of each, idle: five threads, a producer, a RocksDB
-FETCH = 8 * MIB  # consumer_max_fetch_size, a partition
-BUFFERED = 32  # frames: stream_buffer_maxsize
+FETCH = 1 * MIB  # consumer_max_fetch_size, a partition
 RESTORES = 2  # partitions restored at a time
 PREFETCHED = 128 * MIB  # queued.max.messages.kbytes of a restoring consumer (crossrep.kafka.consumer)
 RUN = 20_000  # records a restore writes at a time (state.changelog.Changelog.tail)
@@ -47,13 +48,14 @@ def memory_bound(space: Space, options: FoldOptions) -> dict[str, int]:
     bound = {
         "process": PROCESS + PARTITION * space.partitions,
         "slabs": space.partitions * sum(slab_bytes(each, slots) for each in layouts) + max(growing(each, slots) for each in layouts),
+        "behind": space.partitions * BEHIND * (2 * record + PYTHON),  # what RocksDB does not hold yet, and the batch that brings it there
         "rocksdb": int(TABLES * (options.rocksdb_mb << 20)),
-        # A fetch in Faust's hands, the next one waiting in aiokafka, and one arriving, which is copied once.
-        "frames": space.partitions * 4 * FETCH + BUFFERED * frames.MAX_BYTES,
+        # A fetch in Faust's hands and what was left when it came, the next one waiting in aiokafka, and one arriving, which is copied once.
+        "frames": space.partitions * 4 * FETCH + faust_transport.BUFFERED * (faust_transport.RUN + frames.MAX_BYTES),
         "flushes": flush,
         "restores": int(min(RESTORES, space.partitions) * (queued + run)),
     }
-    moving = sum(bound[part] for part in ("rocksdb", "frames", "flushes", "restores"))
+    moving = sum(bound[part] for part in ("behind", "rocksdb", "frames", "flushes", "restores"))
     return {**bound, "allocator": int(KEPT * moving)}
 
 

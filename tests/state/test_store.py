@@ -38,6 +38,7 @@ def filled(folder: Path) -> Path:
             {"user": 101 * batch // 5},
             {"user": batch},
         )
+    store._spill()
     store._db.flush()
     store.close()
     return folder
@@ -87,7 +88,7 @@ def test_entities_with_confusable_keys_are_kept_apart(tmp_path: Path) -> None:
 
 def test_keys_and_values_of_different_number_write_nothing(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="2 keys, but 1 values"):
         store.write({"user": ([b"a", b"b"], [b"1"])}, {"user": 9}, {"user": 9})
     assert store.get("user", [b"a"]) == [None]
     assert store.meta.progress == -1
@@ -166,6 +167,54 @@ def test_a_restore_that_never_ended_does_not_count_as_current(tmp_path: Path, mo
     store.close()
 
 
+def test_what_waits_for_rocksdb_is_read_first_and_survives_a_close(tmp_path: Path) -> None:
+    store = opened(tmp_path / "s")
+    record = {name: bytes(18) + np.float64(name).tobytes() for name in (1.0, 2.0, 3.0)}
+    store.write({"user": ([b"a", b"b", b"c"], [record[1.0]] * 3)}, {}, {"user": 1})
+    store._spill()
+    store.write({"user": ([b"a", b"b"], [record[2.0], b""])}, {}, {"user": 2})
+    assert store._db.get(b"\x00a") == record[1.0], "this test is of what RocksDB does not hold yet"
+    assert store.get("user", [b"c", b"b", b"a"]) == [record[1.0], None, record[2.0]]
+    keys, _, start = store.scan("user", b"", 1)
+    assert keys == [b"a"] and start == b"c"
+    store.write({"user": ([b"c"], [record[3.0]])}, {}, {"user": 3})  # changed behind the scan's back
+    assert store.scan("user", start, 1)[1].tolist() == [3.0]
+    store.write({"user": ([b"a"], [b""])}, {}, {"user": 4})
+    store.close()
+    again = opened(tmp_path / "s")
+    assert again.get("user", [b"a", b"b", b"c"]) == [None, None, record[3.0]]
+    assert again.meta.progress == 4
+    again.close()
+
+
+def test_what_was_not_yet_given_to_rocksdb_is_lost_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a SIGKILL: the store is what it was at an earlier flush, and says so; the changelog's tail holds the rest."""
+    store = opened(filled(tmp_path / "s"))
+    store.write({"user": ([b"last", b"0-0"], [b"20", b"new"])}, {"user": 450}, {"user": 20})
+    monkeypatch.setattr(Store, "_spill", lambda self: None)
+    store.close()
+    again = opened(tmp_path / "s")
+    assert_whole(again)
+    assert again.meta.changelog["user"] == 101 * 19 // 5
+
+
+def test_many_records_and_old_ones_go_to_rocksdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path / "s")
+    monkeypatch.setattr(store_module, "BEHIND", 3)
+    store.write({"user": ([b"a", b"b"], [b"1", b"2"])}, {}, {})
+    assert store._db.get(b"\x00a") is None
+    store.write({"user": ([b"a", b"b"], [b"3", b"4"])}, {}, {})
+    assert store._db.get(b"\x00a") is None, "the same keys take no more room"
+    store.write({"user": ([b"c"], [b"5"])}, {}, {})
+    assert store._db.get([b"\x00a", b"\x00b", b"\x00c"]) == [b"3", b"4", b"5"]
+    store.write({"user": ([b"a"], [b"6"])}, {}, {})
+    assert store._db.get(b"\x00a") == b"3"
+    monkeypatch.setattr(store_module, "BEHIND_FOR", 0.0)
+    store.write({}, {}, {})
+    assert store._db.get(b"\x00a") == b"6"
+    store.close()
+
+
 def test_a_scan_goes_through_one_entity_in_steps(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
     keys = [b"%03d" % i for i in range(10)]
@@ -186,6 +235,7 @@ def test_shredded_keys_leave_the_files(tmp_path: Path) -> None:
     store = opened(tmp_path / "s")
     secret, other = os.urandom(200), os.urandom(200)
     store.write({"user": ([b"17", b"18"], [secret, other])}, {}, {})
+    store._spill()
     store._db.flush()
     store.write({"user": ([b"17"], [b""])}, {}, {})
     assert any(secret in path.read_bytes() for path in (tmp_path / "s").glob("*")), "RocksDB keeps it by itself"
@@ -260,6 +310,7 @@ def test_a_torn_write_ahead_log_gives_an_earlier_but_true_state(tmp_path: Path, 
             {"user": batch},
             {"user": batch},
         )
+        store._spill()
     shutil.copytree(tmp_path / "live", tmp_path / "s", ignore=shutil.ignore_patterns("LOCK"))
     store.close()
     wal = max((tmp_path / "s").glob("*.log"), key=lambda path: path.stat().st_size)

@@ -36,6 +36,7 @@ VERSIONS = f"faust {faust.__version__}, aiokafka {aiokafka.__version__}"
         (driver.Consumer, "assignment"),
         (driver.Consumer, "pause_partitions"),
         (driver.Consumer, "resume_partitions"),
+        (driver.Consumer, "_to_message"),
         (driver.Transport, "Consumer"),
         (fetcher, "FetchError"),
         (faust.App, "page"),
@@ -59,6 +60,7 @@ def test_the_name_is_still_there(owner: Any, name: str) -> None:
         (driver.Consumer.seek_wait, ["self", "partitions"]),
         (driver.Consumer.pause_partitions, ["self", "tps"]),
         (driver.Consumer.resume_partitions, ["self", "tps"]),
+        (driver.Consumer._to_message, ["self", "tp", "record"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -159,7 +161,43 @@ def test_a_moved_setting_stops_the_worker(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_install_puts_our_transport_into_an_app() -> None:
     app = faust.App("test-transport", broker="kafka://127.0.0.1:1")
-    faust_transport.install(app, lambda: {0: 1})
+    faust_transport.install(app, lambda: {0: 1}, lambda: 7)
     assert isinstance(app.transport, faust_transport.Transport)
-    assert app.transport.positions() == {0: 1}
+    assert app.transport.positions() == {0: 1} and app.transport.backlog() == 7
     assert app.transport.Consumer is faust_transport._Consumer
+
+
+def record(offset: int, size: int) -> Any:
+    return type("Record", (), {"offset": offset, "value": b"x" * size if size else None, "timestamp": 1500, "timestamp_type": 1})()
+
+
+def test_a_run_is_about_a_mebibyte_of_frames_and_none_is_lost() -> None:
+    sizes = [600_000, 600_000, 0, 3 << 20, 5, 7]
+    runs = list(faust_transport._runs([record(i, size) for i, size in enumerate(sizes)]))
+    assert [[each.offset for each in run] for run in runs] == [[0, 1], [2, 3], [4, 5]]
+    assert list(faust_transport._runs([])) == []
+
+
+def test_a_run_is_one_message_of_faust() -> None:
+    consumer = object.__new__(faust_transport._Consumer)
+    consumer.app = type("App", (), {"consumer_generation_id": 3})()
+    run = [record(5, 10), record(9, 10)]
+    message = consumer._to_message(TP("frames", 2), run)
+    assert (message.topic, message.partition, message.offset, message.timestamp, message.generation_id) == ("frames", 2, 9, 1.5, 3)
+    assert message.value is run and message.tp == TP("frames", 2)
+
+
+def test_the_next_runs_are_fetched_when_the_agent_has_nearly_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    backlog = iter([100, faust_transport.BUFFERED + 1, faust_transport.BUFFERED])
+    tp, found = TP("frames", 0), [record(0, 10)]
+
+    async def fetch(self: Any, active: Any, timeout: float) -> Any:
+        assert next(backlog, None) is None, "too early"
+        return {tp: found}
+
+    monkeypatch.setattr(driver.Consumer, "_getmany", fetch)
+    consumer = object.__new__(faust_transport._Consumer)
+    consumer._seeks = faust_transport.Counter()
+    consumer.transport = type("Transport", (), {"backlog": staticmethod(lambda: next(backlog)), "positions": staticmethod(dict)})()
+    monkeypatch.setattr(faust_transport._Consumer, "_get_active_partitions", lambda self: {tp})
+    assert asyncio.run(consumer._getmany({tp}, 1.0)) == {tp: [found]}
