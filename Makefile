@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KUAIRAND ?= $(wildcard ../shared/data/kuairand_pure*)
 
-.PHONY: demo test lint bench soak chaos clean
+.PHONY: demo test lint bench bench-quick soak chaos clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/crossrep demo $(if $(KUAIRAND),--kuairand $(KUAIRAND))
@@ -20,6 +20,10 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	@for each in fold restore end_to_end; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+
+# The headline in minutes: crossrep, Kafka Streams, and the limits, on the same rows. The last line is JSON.
+bench-quick: $(VENV)/.installed
+	@$(BIN)/python -m benchmarks.quick
 
 # A fold worker's memory over ten minutes of full load; SOAK="--help" explains.
 SOAK ?= --minutes 10

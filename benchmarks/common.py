@@ -180,27 +180,42 @@ def in_process(call: Callable[..., Any], *args: Any) -> Any:
         return pool.apply(call, args)
 
 
-def drain(bootstrap: str, names: list[str]) -> dict[str, float]:
-    """A bare, well-tuned, read_committed consumer reads topics from beginning to end and drops every message: the limit of any reader."""
+def drain(bootstrap: str, names: list[str], sink: str = "", records: int = 0, size: int = 0) -> dict[str, float]:
+    """A bare, well-tuned, read_committed consumer reads topics from beginning to end and drops every message: the limit of any reader.
+
+    Args:
+        sink: also write `records` records of `size` bytes to this topic, evenly over what is read: the limit of whoever writes as much.
+    """
     client = kafka.consumer(bootstrap, config=kafka.ENDS)
+    producer = kafka.producer(bootstrap) if records else None
     parts = [
         TopicPartition(name, n, 0)
         for name in names
         for n in client.list_topics(name, timeout=kafka.REQUEST_TIMEOUT).topics[name].partitions
     ]
-    messages = size = 0
+    total = sum(kafka.watermarks(client, part.topic, part.partition)[1] for part in parts)
+    messages = read = written = 0
     left = {(part.topic, part.partition) for part in parts}
     cpu, started = time.process_time(), time.monotonic()
     client.assign(parts)
     while left:
         for message in client.consume(1000, 0.01):
             if message.error() is None:
-                messages, size = messages + 1, size + len(message.value())
+                messages, read = messages + 1, read + len(message.value())
             elif kafka.is_end(message):
                 left.discard((message.topic(), message.partition()))
             else:
                 raise CrossrepError(message.error().str())
-    figures = {"messages": messages, "bytes": size, "seconds": time.monotonic() - started, "cpu": time.process_time() - cpu}
+        due = records if not left else records * messages // max(1, total)
+        if producer is not None and due > written:
+            batch = [{"key": b"%d" % n, "value": bytes(size)} for n in range(written, due)]
+            for first in range(0, len(batch), 50_000):
+                producer.produce_batch(sink, batch[first : first + 50_000])
+                producer.poll(0)
+            written = due
+    if producer is not None and producer.flush(60):
+        raise CrossrepError("not all records were acknowledged")
+    figures = {"messages": messages, "bytes": read, "seconds": time.monotonic() - started, "cpu": time.process_time() - cpu}
     client.close()
     return figures
 
@@ -215,10 +230,11 @@ def conditions() -> dict[str, Any]:
     return {"cores": os.cpu_count(), "cpu_busy_before": psutil.cpu_percent(1.0) / 100, "python": platform.python_version()}
 
 
-def report(title: str, lines: list[tuple[str, str, str]], figures: dict[str, Any]) -> None:
-    """Print a table of (what, figure, beside it), then all figures as one line of JSON."""
+def report(title: str, lines: list[tuple[str, str, str]], figures: dict[str, Any] | None) -> None:
+    """Print a table of (what, figure, beside it), then all figures, if any, as one line of JSON."""
     table = Table("what", "figure", "beside", title=title, box=None, title_justify="left")
     for line in lines:
         table.add_row(*line)
     console.print(table)
-    click.echo(json.dumps(figures, default=lambda value: round(value, 4)))
+    if figures is not None:
+        click.echo(json.dumps(figures, default=lambda value: round(value, 4)))

@@ -29,6 +29,11 @@ def declared(partitions: int, flush: str) -> dict[str, Any]:
     return {"partitions": partitions, "flush": flush, "entities": {"user": {"columns": {"cr": column}}}}
 
 
+def draw_users(random: np.random.Generator, n: int, users: int, zipf: float) -> list[int]:
+    """Who did what: Zipf's law over `users`, or all alike if its exponent is 0."""
+    return (random.zipf(zipf, n) % users if zipf else random.integers(0, users, n)).tolist()  # type: ignore[no-any-return]
+
+
 def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, rows_per_frame: int, seed: int) -> int:
     """Write uncombined rows as frames; returns how many frames. Vectors come from one pool: nothing that is measured looks at values."""
     random = np.random.default_rng(seed)
@@ -36,7 +41,7 @@ def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, ro
     producer, sent = kafka.producer(bootstrap), 0
     for first in range(0, rows, BATCH):
         n = min(BATCH, rows - first)
-        keys = Keys.of((random.zipf(zipf, n) % users).tolist())
+        keys = Keys.of(draw_users(random, n, users, zipf))
         times = 1.6e9 + np.arange(first, first + n, dtype=np.float64) / 1000
         column = ColumnRows(pool[:n], np.ones(n), times, np.ones(n, np.bool_))
         batch = Rows("user", keys, times, np.ones(n, np.int64), {"cr": column})
@@ -79,7 +84,7 @@ def fold(space: Space, bootstrap: str, rows: int, *options: str) -> dict[str, fl
 @click.command()
 @click.option("--rows", default=2_000_000, show_default=True)
 @click.option("--users", default=100_000, show_default=True)
-@click.option("--zipf", default=1.2, show_default=True, help="Exponent of the users' activity.")
+@click.option("--zipf", default=1.2, show_default=True, help="Exponent of the users' activity; 0: all alike.")
 @click.option("--partitions", default=4, show_default=True)
 @click.option("--rows-per-frame", default=512, show_default=True)
 @click.option("--flush", default="200ms", show_default=True, help="The space's flush interval.")

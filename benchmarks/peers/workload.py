@@ -65,7 +65,7 @@ def preload_records(topic: str, bootstrap: str, load: Load) -> None:
     producer = kafka.producer(bootstrap)
     for first in range(0, load.rows, fold.BATCH):
         n = min(fold.BATCH, load.rows - first)
-        keys = Keys.of((random.zipf(load.zipf, n) % load.users).tolist())
+        keys = Keys.of(fold.draw_users(random, n, load.users, load.zipf))
         pool["time"][:n] = 1.6e9 + np.arange(first, first + n) / 1000
         data, size = pool.tobytes(), SAMPLE.itemsize
         messages = [
