@@ -227,7 +227,10 @@ class Store:
             raise
 
     def close(self) -> None:
-        self._spill()
+        try:
+            self._spill()
+        except Exception as error:  # the disk is full or damaged: the changelog's tail has it
+            log.warning("store %s is closed without its last records: %s", self._folder.name, error)
         with self._noting_corruption():
             self._db.close()
 
