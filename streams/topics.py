@@ -80,7 +80,7 @@ def create(space: Space, bootstrap: str, replication: int = -1) -> list[str]:
     _check_topics(admin, [topic for topic in plan(space) if topic not in missing])
     if missing:
         _create_all(admin, missing, replication)
-    ids = topic_ids(admin, space)
+    ids = topic_ids(admin, space, new=bool(missing))
     if published is not None and published.topic_ids != ids:
         _renew(space, bootstrap, {name for name, id in ids.items() if published.topic_ids.get(name) != id})
     wanted = Published(space, ids, published.rewinding if published else "")
@@ -133,7 +133,7 @@ def _keep_history(admin: AdminClient, space: Space) -> None:
     (wanted,) = (topic.config["retention.ms"] for topic in plan(space) if topic.name == space.history_topic)
     entry = ConfigEntry("retention.ms", wanted, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, space.history_topic, incremental_configs=[entry])
-    admin.incremental_alter_configs([resource])[resource].result()
+    kafka.retried(lambda: admin.incremental_alter_configs([resource])[resource].result(), _UNHEARD)
 
 
 def check(space: Space, bootstrap: str) -> Published:
@@ -176,12 +176,27 @@ _RENEW = (
 )
 
 
-def topic_ids(admin: AdminClient, space: Space) -> dict[str, str]:
-    """The ids of the topics that hold a space's progress, state and history. Raises CrossrepError if the cluster does not answer."""
+# What a broker answers that has not heard of a new topic yet: another one than the one that showed it.
+_UNHEARD = {KafkaError.UNKNOWN_TOPIC_OR_PART}
+
+
+def topic_ids(admin: AdminClient, space: Space, new: bool = False) -> dict[str, str]:
+    """The ids of the topics that hold a space's progress, state and history.
+
+    Args:
+        new: they were just created, so a broker may have to be asked again.
+
+    Raises:
+        CrossrepError: the cluster does not answer.
+    """
     names = [space.frames_topic, space.history_topic, *(space.representations_topic(entity) for entity in space.entities)]
-    described = admin.describe_topics(TopicCollection(names), request_timeout=kafka.REQUEST_TIMEOUT)
-    try:
+
+    def ask() -> dict[str, str]:
+        described = admin.describe_topics(TopicCollection(names), request_timeout=kafka.REQUEST_TIMEOUT)
         return {name: str(future.result().topic_id) for name, future in described.items()}
+
+    try:
+        return kafka.retried(ask, _UNHEARD if new else ())
     except KafkaException as error:
         raise CrossrepError(f"the cluster does not describe {', '.join(names)}: {error.args[0].str()}") from None
 
@@ -240,9 +255,8 @@ def _check_topics(admin: AdminClient, topics: Iterable[Topic]) -> None:
     ]
     resources = [ConfigResource(ResourceType.TOPIC, topic.name) for topic in found]
     configs = {}
-    if resources:  # which may be asked of a broker that has not heard of a new topic yet
-        unheard = {KafkaError.UNKNOWN_TOPIC_OR_PART}
-        configs = kafka.retried(lambda: {r.name: answer.result() for r, answer in admin.describe_configs(resources).items()}, unheard)
+    if resources:
+        configs = kafka.retried(lambda: {r.name: answer.result() for r, answer in admin.describe_configs(resources).items()}, _UNHEARD)
     for topic in found:
         for key, wanted in topic.config.items():
             value = configs[topic.name][key].value
