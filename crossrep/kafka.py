@@ -64,8 +64,13 @@ def transactional_producer(bootstrap: str, transactional_id: str, timeout: float
 
 
 def producer(bootstrap: str, **config: Any) -> Producer:
-    """An idempotent producer."""
-    return Producer(_quiet({"bootstrap.servers": bootstrap, "enable.idempotence": True, **_PRODUCER, **config}))
+    """An idempotent producer.
+
+    One request at a time: with several in flight, librdkafka writes some messages twice when a partition's leader changes
+    (confluentinc/librdkafka#4953). A transaction is aborted in that case, so transactional producers need not care.
+    """
+    idempotent = {"enable.idempotence": True, "max.in.flight.requests.per.connection": 1}
+    return Producer(_quiet({"bootstrap.servers": bootstrap, **idempotent, **_PRODUCER, **config}))
 
 
 _PRODUCER = {
