@@ -52,8 +52,8 @@ def _limit(load: Load, drained: dict[str, float]) -> dict[str, float]:
 
 @contextmanager
 def _scratch(bootstrap: str) -> Iterator[str]:
-    topic = workload.unique("sink")
-    kafka.admin(bootstrap).create_topics([NewTopic(topic, PARTITIONS)])[topic].result(kafka.REQUEST_TIMEOUT)
+    topic, admin = workload.unique("sink"), kafka.admin(bootstrap)
+    admin.create_topics([NewTopic(topic, PARTITIONS)])[topic].result(kafka.REQUEST_TIMEOUT)
     try:
         yield topic
     finally:
