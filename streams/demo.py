@@ -6,6 +6,7 @@ Kafka up → a space → train the upstream model → workers → publish two we
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -291,7 +292,7 @@ def _ready(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as response:
             return bool(json.load(response)["ready"])
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):  # URLError is an OSError; a killed worker may end within its answer
         return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import signal
@@ -281,7 +282,7 @@ class World:
 
 def _about(port: int) -> tuple[bool, dict[str, list[int]]]:
     """What a worker says at /ready; (False, {}) if it says nothing."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):  # it may be killed while it answers
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as response:
                 return True, json.load(response)
