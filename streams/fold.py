@@ -288,10 +288,11 @@ def run(space: Space, bootstrap: str, options: FoldOptions) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: fold._start(fold.stop()))
         fold.app.finalize()
-        await fold.app.start()
+        # Before the start: partitions may flow, and Faust may crash, a second before it is over.
         fold._start(fold.flush_forever())
         fold._start(fold.watch_topics())
         fold._start(fold.watch_faust())
+        await fold.app.start()
         await fold.app.wait_until_stopped()
 
     asyncio.run(main())
