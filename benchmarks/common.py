@@ -71,30 +71,60 @@ def space_of(declared: dict[str, Any], bootstrap: str) -> Iterator[Space]:
         producer.flush(kafka.REQUEST_TIMEOUT)
 
 
-class Worker:
-    """One `crossrep` worker process."""
+class Process:
+    """A program under measurement: started, watched, killed. Its output goes to `log`."""
 
-    def __init__(self, folder: Path, args: list[str]):
-        self.port = broker.free_port()
-        self.log = folder / f"{args[0]}-{next(_numbers)}.log"
-        command = [sys.executable, "-m", "crossrep", *args, "--port", str(self.port)]
+    def __init__(self, command: list[str], log: Path, folder: Path = ROOT, stdin: int | None = None):
+        self.log = log
         self.started = time.time()
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(command, stdin=stdin, stdout=out, stderr=out, cwd=folder, env=environment)
         self._watched = psutil.Process(self._process.pid)
 
     def wait(self, done: Callable[[], Any], what: str, timeout: float = 600.0, every: float = 0.02) -> Any:
         """What `done` returns once it is true.
 
         Raises:
-            CrossrepError: the worker ended, or it took too long.
+            CrossrepError: the program ended, or it took too long.
         """
         deadline = time.monotonic() + timeout
         while not (result := done()):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise CrossrepError(f"{what}: the worker ended or took over {timeout:.0f} s:\n{self.log.read_text()[-3000:]}")
+                raise CrossrepError(f"{what}: the program ended or took over {timeout:.0f} s:\n{self.log.read_text()[-3000:]}")
             time.sleep(every)
         return result
+
+    def cpu(self) -> float:
+        """CPU seconds used so far, all threads."""
+        times = self._watched.cpu_times()
+        return float(times.user + times.system)
+
+    def memory(self) -> Any:
+        """What it has now, in bytes: `rss`, and of that `shared`, mapped files."""
+        return self._watched.memory_info()
+
+    def peak_rss(self) -> int:
+        """Bytes, the most this process ever had; where Linux does not tell, what it has now."""
+        with suppress(OSError):
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self._watched.pid}/status").read_text())
+            if peak:
+                return int(peak[1]) * 1024
+        return int(self._watched.memory_info().rss)
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class Worker(Process):
+    """One `crossrep` worker process."""
+
+    def __init__(self, folder: Path, args: list[str]):
+        self.port = broker.free_port()
+        command = [sys.executable, "-m", "crossrep", *args, "--port", str(self.port)]
+        super().__init__(command, folder / f"{args[0]}-{next(_numbers)}.log")
 
     def logged(self, pattern: str) -> float | None:
         """When (seconds since 1970) the worker first logged a line with this pattern; None if it has not."""
@@ -115,32 +145,10 @@ class Worker:
             values.setdefault(name, []).append(float(value))
         return values
 
-    def cpu(self) -> float:
-        """CPU seconds used so far, all threads."""
-        times = self._watched.cpu_times()
-        return float(times.user + times.system)
-
-    def memory(self) -> Any:
-        """What it has now, in bytes: `rss`, and of that `shared`, mapped files."""
-        return self._watched.memory_info()
-
-    def peak_rss(self) -> int:
-        """Bytes, the most this process ever had; where Linux does not tell, what it has now."""
-        with suppress(OSError):
-            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self._watched.pid}/status").read_text())
-            if peak:
-                return int(peak[1]) * 1024
-        return int(self._watched.memory_info().rss)
-
     def stop(self) -> None:
         """SIGTERM, and wait: a worker flushes and leaves."""
         self._process.terminate()
         self._process.wait(60)
-
-    def kill(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
 
 
 @contextmanager
