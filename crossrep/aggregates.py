@@ -33,7 +33,7 @@ class DecayedMean:
     def write(self, slots: NDArray[np.int32], records: Any, name: str) -> None:
         records[f"{name}_weight"], records[f"{name}_time"] = self.weight[slots], self.time[slots]
         if self.mean.shape[1]:
-            records[name] = self.mean[slots]
+            algebra.narrow(self.mean, slots, records[name])
 
     def read(self, slots: NDArray[np.int32], records: Any, name: str) -> None:
         self.weight[slots], self.time[slots] = records[f"{name}_weight"], records[f"{name}_time"]
@@ -97,8 +97,8 @@ class Aggregates:
         for name, column in self.columns.items():
             column.fold(slots, rows.columns[name])
 
-    def records(self, slots: NDArray[np.int32], source_offset: int = -1) -> NDArray[np.void]:
-        """The records of these slots, as they go to the changelog and to RocksDB, true up to the frame at `source_offset`."""
+    def records(self, slots: NDArray[np.int32], source_offset: NDArray[np.int64] | int = -1) -> NDArray[np.void]:
+        """The records of these slots, as they go to the changelog and to RocksDB, each true up to the frame at `source_offset`."""
         records = self.layout.empty(len(slots))
         records["count"], records["event_time"] = self.count[slots], self.event_time[slots]
         records["source_offset"] = source_offset

@@ -60,6 +60,14 @@ def fold_decayed(mean, weight, time, slots, vectors, weights, times, present, ha
 
 
 @_jit
+def touch(dirty, used, slots, frame):  # type: ignore[no-untyped-def]
+    """Take note that the frame of this number has touched these slots."""
+    for i in range(len(slots)):
+        dirty[slots[i]] = True
+        used[slots[i]] = frame
+
+
+@_jit
 def fold_latest(vector, time, slots, vectors, times, present):  # type: ignore[no-untyped-def]
     """Keep the newest vector, in place. `vector` is float32 [capacity, dim]."""
     dim = vector.shape[1]
@@ -87,6 +95,23 @@ def fold_entity(count, event_time, slots, counts, times):  # type: ignore[no-unt
         s = slots[i]
         count[s] += counts[i]
         event_time[s] = max(event_time[s], times[i])
+
+
+@_jit
+def first_outside(values, low, high):  # type: ignore[no-untyped-def]
+    """The first i where not low <= values[i] <= high, as NaN never is; -1 if there is none."""
+    for i in range(len(values)):
+        if not low <= values[i] <= high:
+            return i
+    return -1
+
+
+@_jit
+def narrow(mean, slots, out):  # type: ignore[no-untyped-def]
+    """out[i] = mean[slots[i]] as float32, in one pass: numpy's way needs a copy in float64 between."""
+    for i in range(len(slots)):
+        for d in range(mean.shape[1]):
+            out[i, d] = mean[slots[i], d]
 
 
 @numba.njit(cache=True, nogil=True)

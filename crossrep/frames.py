@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
@@ -22,6 +23,16 @@ ROWS_LIMIT = 65536  # rows a frame we read
 CLOCK_SKEW = 300.0  # seconds an event may lie after the broker's append time
 WEIGHT_LIMIT = 1e100  # of a row, so that no sum of weights overflows
 EVENT_WEIGHT_LIMIT = 1e50  # of one event, so that no combined row is over the limit
+
+
+def _shared_ones(dtype: type) -> NDArray[Any]:
+    ones: NDArray[Any] = np.ones(ROWS_LIMIT, dtype)
+    ones.flags.writeable = False
+    return ones
+
+
+# What a frame leaves out because it is 1 in every row.
+_COUNTS, _WEIGHTS, _PRESENT = _shared_ones(np.int64), _shared_ones(np.float64), _shared_ones(np.bool_)
 
 CODEC = Codec.load(files("crossrep") / "schemas", "frame")
 
@@ -117,8 +128,8 @@ def decode(space: Space, value: bytes | None, append_time: float = np.inf, parti
         raise BadFrame("length", f"{n} rows; 1 to {ROWS_LIMIT} are allowed")
     times = _array(frame["times"], np.float64, n, "times")
     _check_times(times, append_time, "times")
-    counts = _array(frame["counts"], np.int64, n, "counts") if frame["counts"] else np.ones(n, np.int64)
-    if counts.min() < 1 or counts.max() > 2**40:
+    counts = _array(frame["counts"], np.int64, n, "counts") if frame["counts"] else _COUNTS[:n]
+    if frame["counts"] and (counts.min() < 1 or counts.max() > 2**40):
         raise BadFrame("count", f"counts from {counts.min()} to {counts.max()}; a row stands for 1 to 2^40 events")
     blocks = [_decode_vectors(block, n, i) for i, block in enumerate(frame["vectors"])]
     given = {column["name"]: column for column in frame["columns"]}
@@ -135,19 +146,17 @@ def _array(data: bytes, dtype: type, n: int, name: str) -> NDArray[Any]:
 
 
 def _check_times(times: NDArray[np.float64], append_time: float, name: str) -> None:
-    if not (times.min() >= 0 and times.max() <= append_time + CLOCK_SKEW and times.max() < np.inf):  # NaN fails every comparison
-        wrong = int(np.flatnonzero(~((times >= 0) & (times <= append_time + CLOCK_SKEW) & (times < np.inf)))[0])
+    wrong = algebra.first_outside(times, 0.0, min(append_time + CLOCK_SKEW, sys.float_info.max))
+    if wrong >= 0:
         raise BadFrame(
             "time", f"{name} of row {wrong} is {times[wrong]}: before 1970, or over 5 minutes later than the frame's append time"
         )
 
 
 def _decode_keys(frame: dict[str, Any], n: int, partitions: int, partition: int | None) -> Keys:
-    data, offsets = np.frombuffer(frame["keys"], np.uint8), _array(frame["key_offsets"], np.int32, n + 1, "key_offsets")
-    lengths = np.diff(offsets)
-    if offsets[0] != 0 or offsets[-1] != len(data) or lengths.min() < 1 or lengths.max() > MAX_KEY_BYTES:
-        raise BadFrame("key", f"key_offsets must rise from 0 to {len(data)} in steps of 1 to {MAX_KEY_BYTES} bytes")
-    keys = Keys(data, offsets)
+    keys = Keys(np.frombuffer(frame["keys"], np.uint8), _array(frame["key_offsets"], np.int32, n + 1, "key_offsets"))
+    if not keys.well_formed():
+        raise BadFrame("key", f"key_offsets must rise from 0 to {len(keys.data)} in steps of 1 to {MAX_KEY_BYTES} bytes")
     if partition is not None:
         foreign = np.flatnonzero(keys.partitions(partitions) != partition)
         if len(foreign):
@@ -173,18 +182,23 @@ def _decode_column(
     column: dict[str, Any], name: str, entity: Entity, times: NDArray[np.float64], blocks: list[NDArray[np.float32]], append_time: float
 ) -> ColumnRows:
     n = len(times)
-    present = _array(column["present"], np.uint8, n, f"{name}.present") != 0 if column["present"] else np.ones(n, np.bool_)
+    present = _PRESENT[:n]
+    if column["present"]:
+        present = _array(column["present"], np.uint8, n, f"{name}.present") != 0
+        present.flags.writeable = False  # as all that is read from a frame: the kernels are compiled for that, once
     if column["times"]:
         own = _array(column["times"], np.float64, n, f"{name}.times")
         if present.any():
             _check_times(own[present], append_time, f"{name}.times")
         times = own
-    weights = _array(column["weights"], np.float64, n, f"{name}.weights") if column["weights"] else np.ones(n)
-    if not (weights > 0).all() or weights.max() > WEIGHT_LIMIT:
-        wrong = present & ~((weights > 0) & (weights <= WEIGHT_LIMIT))
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise BadFrame("weight", f"{name}.weights of row {row} is {weights[row]}; 0 < weight <= {WEIGHT_LIMIT:g}")
+    weights = _WEIGHTS[:n]
+    if column["weights"]:
+        weights = _array(column["weights"], np.float64, n, f"{name}.weights")
+        if algebra.first_outside(weights, sys.float_info.min * sys.float_info.epsilon, WEIGHT_LIMIT) >= 0:
+            wrong = present & ~((weights > 0) & (weights <= WEIGHT_LIMIT))
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                raise BadFrame("weight", f"{name}.weights of row {row} is {weights[row]}; 0 < weight <= {WEIGHT_LIMIT:g}")
     dim = entity.columns[name].dim
     index = column["vectors"]
     if dim == 0:

@@ -98,6 +98,7 @@ def consumer(bootstrap: str, group: str = "crossrep", config: Mapping[str, Any] 
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
+                "check.crcs": True,
                 "queued.min.messages": 1_000_000,
                 "queued.max.messages.kbytes": 128 << 10,
                 "fetch.queue.backoff.ms": 5,

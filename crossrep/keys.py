@@ -51,6 +51,10 @@ class Keys:
         np.cumsum(np.diff(self.offsets)[rows], out=offsets[1:])
         return Keys(_gather(self.data, self.offsets, rows, offsets), offsets)
 
+    def well_formed(self) -> bool:
+        """Do the offsets rise from 0 to the end of the data, by 1 to 64 bytes a key?"""
+        return bool(_well_formed(self.data, self.offsets))
+
     def partitions(self, count: int) -> NDArray[np.int32]:
         """The partition of each key: murmur2, as Kafka's own default partitioner computes it."""
         partitions: NDArray[np.int32] = _murmur2_partitions(self.data, self.offsets, count)
@@ -77,9 +81,13 @@ class KeyIndex:
 
     def find(self, keys: Keys) -> NDArray[np.int32]:
         """Slot of each key, or MISSING. Shape [n]."""
+        return self.look_up(keys)[0]
+
+    def look_up(self, keys: Keys) -> tuple[NDArray[np.int32], int]:
+        """Slot of each key, or MISSING, and how many are missing."""
         slots = np.empty(len(keys), np.int32)
-        _find(self._table, self._hashes, self._lengths, self._bytes, keys.data, keys.offsets, slots)
-        return slots
+        missing = _find(self._table, self._hashes, self._lengths, self._bytes, keys.data, keys.offsets, slots)
+        return slots, missing
 
     def insert(self, keys: Keys, slots: NDArray[np.int32]) -> NDArray[np.int64]:
         """Give every key that is MISSING in `slots` a slot, in place; a key that occurs twice gets one slot.
@@ -151,6 +159,17 @@ def _gather_slots(key_bytes, lengths, slots, out_offsets):  # type: ignore[no-un
 
 
 @_jit
+def _well_formed(data, offsets):  # type: ignore[no-untyped-def]
+    if offsets[0] != 0 or offsets[-1] != len(data):
+        return False
+    for row in range(len(offsets) - 1):
+        length = offsets[row + 1] - offsets[row]
+        if length < 1 or length > MAX_KEY_BYTES:
+            return False
+    return True
+
+
+@_jit
 def _murmur2_partitions(data, offsets, count):  # type: ignore[no-untyped-def]
     """org.apache.kafka.common.utils.Utils.murmur2, then toPositive and modulo, as in Kafka's default partitioner."""
     m = np.uint32(0x5BD1E995)
@@ -202,23 +221,38 @@ def _probe(table, hashes, lengths, key_bytes, data, start, length, h):  # type: 
         slot = table[position]
         if slot < 0:
             return position
-        if hashes[slot] == h and lengths[slot] == length:
-            same = True
-            for j in range(length):
-                if key_bytes[slot, j] != data[start + j]:
-                    same = False
-                    break
-            if same:
-                return position
+        if hashes[slot] == h and _same(lengths, key_bytes, slot, data, start, length):
+            return position
         position = (position + np.uint64(1)) & mask
 
 
 @_jit
 def _find(table, hashes, lengths, key_bytes, data, offsets, slots):  # type: ignore[no-untyped-def]
+    # In passes, so that the memory of many keys is asked for at once.
+    mask = np.uint64(len(table) - 1)
+    wanted = np.empty(len(slots), np.uint64)
     for row in range(len(slots)):
-        start, length = offsets[row], offsets[row + 1] - offsets[row]
-        h = _hash(data, start, length)
-        slots[row] = table[_probe(table, hashes, lengths, key_bytes, data, start, length, h)]
+        wanted[row] = _hash(data, offsets[row], offsets[row + 1] - offsets[row])
+    for row in range(len(slots)):
+        slots[row] = table[wanted[row] & mask]
+    missing = 0
+    for row in range(len(slots)):
+        start, length, slot, h = offsets[row], offsets[row + 1] - offsets[row], slots[row], wanted[row]
+        if slot >= 0 and not (hashes[slot] == h and _same(lengths, key_bytes, slot, data, start, length)):
+            slot = table[_probe(table, hashes, lengths, key_bytes, data, start, length, h)]
+            slots[row] = slot
+        missing += slot < 0
+    return missing
+
+
+@_jit
+def _same(lengths, key_bytes, slot, data, start, length):  # type: ignore[no-untyped-def]
+    if lengths[slot] != length:
+        return False
+    for j in range(length):  # noqa: SIM110  numba knows no all()
+        if key_bytes[slot, j] != data[start + j]:
+            return False
+    return True
 
 
 @_jit

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import Producer, TopicPartition
 
 from crossrep import kafka
 from crossrep.errors import StateError
 from crossrep.spec import Space, fold_group
 from state import faults, progress
 from state.progress import Progress
+from state.writes import Writes, produce
 
 QUEUED = 500_000  # records handed to the producer at a time; only a rewind has more
 TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
@@ -23,9 +24,9 @@ TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker
 
 @dataclass(frozen=True)
 class Flush:
-    """What one transaction writes. `records` maps entities to (keys, values); an empty value deletes."""
+    """What one transaction writes."""
 
-    records: dict[str, tuple[list[bytes], list[bytes]]]
+    records: dict[str, list[Writes]]  # by entity; no list and no item is empty
     progress: Progress
     history: list[bytes] = field(default_factory=list)
     dead_letters: list[bytes] = field(default_factory=list)
@@ -66,21 +67,21 @@ class Changelog:
         ends: dict[str, int] = {}
         producer.begin_transaction()
         faults.point("commit.begun")
-        for entity, (keys, values) in flush.records.items():
-            messages: list[dict[str, Any]] = [{"key": key, "value": value or None} for key, value in zip(keys, values, strict=True)]
+        for entity, found in flush.records.items():
             topic = self._space.representations_topic(entity)
 
             def delivered(error: Any, message: Any, entity: str = entity) -> None:
                 if error is None:
                     ends[entity] = message.offset() + 1
 
-            messages[-1]["callback"] = delivered
-            for start in range(0, len(messages), QUEUED):
-                part = messages[start : start + QUEUED]
-                if start:
-                    producer.flush(kafka.RETRY_FOR)
-                if producer.produce_batch(topic, part, self.number) != len(part):
-                    raise KafkaException(f"records for {topic} did not fit the producer's queue")
+            for writes in found:
+                rows = len(writes) - (writes is found[-1])  # the last one of all goes by itself, since its offset is wanted
+                for first in range(0, rows, QUEUED):
+                    if first:
+                        producer.flush(kafka.RETRY_FOR)
+                    produce(producer, topic, self.number, writes, first, min(first + QUEUED, rows))
+            key, value = found[-1].last()
+            producer.produce(topic, value, key, partition=self.number, on_delivery=delivered)
         for undo in flush.history:
             producer.produce(self._space.history_topic, undo, partition=self.number)
         for letter in flush.dead_letters:

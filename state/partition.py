@@ -35,9 +35,12 @@ from state.history import Undo
 from state.progress import Progress
 from state.slab import Copy, Slab
 from state.store import Memory, Meta, Room, Store, open_store
+from state.writes import Writes
 
 log = logging.getLogger(__name__)
 
+BEHIND_FOR = 5.0  # seconds that the store may be behind the changelog
+BEHIND = 50_000  # records of an entity that a flush copies for the store alone
 COMPLAIN = 10.0  # seconds between log lines about bad frames: each lies in the dead letters anyway
 
 
@@ -81,6 +84,8 @@ class Pending:
     """A flush between `copy` and `done`."""
 
     copies: dict[str, Copy]
+    behind: dict[str, Copy]  # for the store alone: the changelog has it
+    catch_up: bool  # with this flush, the store holds all that the changelog does
     expired: dict[str, list[bytes]]  # keys that only the store knows
     forgotten: list[Forget]
     progress: Progress
@@ -98,6 +103,9 @@ class Partition:
         self._layouts = {entity: RecordLayout(settings.space, entity) for entity in settings.space.entities}
         self._changelog = Changelog(settings.space, number, settings.bootstrap)
         self._store: Store | None = None
+        self._committed = Meta("", {})  # what is true of the store as soon as nothing is behind
+        self._caught_up = 0.0  # when that was last so
+        self._must_catch_up = False
         self._complained = -COMPLAIN
         self._begin(Progress(-1))
 
@@ -177,14 +185,20 @@ class Partition:
         for entity, keys, values, end in self._changelog.tail(dict(store.meta.changelog), progressed):
             records = self._layouts[entity].decode([value for value in values if value], f"changelog record of {entity}")
             folded = {entity: int(records["source_offset"][-1]) + 1} if len(records) else {}
-            store.write({entity: (keys, values)}, {entity: end}, folded)
-        store.write({}, {}, {}, current=began)
+            store.write({entity: (keys, values)}, store.meta.advanced({entity: end}, folded, store.meta.current))
+        self._committed = replace(store.meta, current=began)
+        store.write({}, self._committed)
+        self._caught_up, self._must_catch_up = time.monotonic(), False
         self.stats.restore_seconds = time.time() - began
 
     # --- folding ---
 
     def has_room(self, work: Rows | Forget) -> bool:
-        return isinstance(work, Forget) or self._slabs[work.entity].has_room(work)
+        """If not, a flush makes room, or the one after it."""
+        if isinstance(work, Forget) or self._slabs[work.entity].has_room(work):
+            return True
+        self._must_catch_up = True
+        return False
 
     def decode(self, offset: int, key: bytes | None, value: bytes | None, append_time: float) -> Rows | Forget | None:
         """The rows of a frame, or an order. None if it is bad (it then waits for the next flush as a dead letter), was folded before, or
@@ -241,7 +255,13 @@ class Partition:
     @property
     def unflushed(self) -> bool:
         """Is there anything for a flush to do?"""
-        return self.progress != self._flushed or any(sweep.under_way for sweep in self._sweeps.values())
+        if self.progress != self._flushed or self._must_catch_up or any(sweep.under_way for sweep in self._sweeps.values()):
+            return True
+        return self._late and any(slab.behind for slab in self._slabs.values())
+
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() - self._caught_up > BEHIND_FOR
 
     @property
     def keys_in_memory(self) -> int:
@@ -252,67 +272,102 @@ class Partition:
     def copy(self) -> Pending:
         """What is dirty now. Folding may go on as soon as this returns."""
         if self.progress.append_time - self.progress.point.append_time >= self._space.history / history.POINTS:
-            # What is dirty changed since the last flush, and the store holds what it was then: that is where the point must be.
-            self.progress = replace(self.progress, point=self._flushed.as_point())
+            if not any(slab.behind for slab in self._slabs.values()):
+                # What is dirty changed since the last flush, and the store holds what it was then: that is where the point must be.
+                self.progress = replace(self.progress, point=self._flushed.as_point())
+            else:
+                self._must_catch_up = True  # and the next flush makes the point
         expired = {}
         for entity, sweep in self._sweeps.items():
             self._slabs[entity].expire(self.progress.stream_time - sweep.expire_after)
             expired[entity], sweep.found = self._slabs[entity].lacks(sweep.found), []
         last, point = self.progress.offset - 1, self.progress.point.offset
+        behind, catch_up = {}, self._late or self._must_catch_up or any(slab.crowded for slab in self._slabs.values())
+        if catch_up:
+            for entity, slab in self._slabs.items():
+                behind[entity], is_all = slab.copy_behind(BEHIND)
+                catch_up &= is_all
         copies = {entity: slab.copy_dirty(last, point) for entity, slab in self._slabs.items() if slab.dirty_rows}
         letters, self._dead_letters, self.dead_letter_bytes = self._dead_letters, [], 0
         orders, self._forgotten = self._forgotten, []
         faults.point("flush.copied")
-        return Pending(copies, expired, orders, self.progress, letters)
+        return Pending(copies, behind, catch_up, expired, orders, self.progress, letters)
 
     def commit(self, pending: Pending) -> None:
         """Kafka first, in one transaction, then RocksDB. Waits while the disk is full."""
         assert self._store is not None
         self._settings.room.wait()
         started = time.monotonic()
-        records: dict[str, tuple[list[bytes], list[bytes]]] = {}
+        records: dict[str, list[Writes]] = {}
         undo: list[bytes] = []
-        for entity in self._layouts:
-            keys, values, changed = _writes(pending.copies.get(entity), pending.expired.get(entity, []))
-            if keys:
-                records[entity] = keys, values
+        for entity, layout in self._layouts.items():
+            copy, expired = pending.copies.get(entity), pending.expired.get(entity)
+            records[entity] = [copy.writes] if copy else []
+            changed = copy.writes.keys.take(np.flatnonzero(copy.first)).tolist() if copy else []
+            if expired:
+                records[entity].append(Writes.of(expired, [b""] * len(expired), layout.size))
+                changed += expired
             if changed:
                 undo += history.encode(Undo(entity, pending.progress.point, changed, self._store.get(entity, changed)))
+        records = {entity: writes for entity, writes in records.items() if writes}
         ends = self._changelog.commit(Flush(records, pending.progress, undo, pending.dead_letters))
-        folded = dict.fromkeys(records, pending.progress.offset)
-        self._store.write(records, ends, folded, current=time.time())
+        self._committed = self._committed.advanced(ends, dict.fromkeys(records, pending.progress.offset), time.time())
+        self._write(self._store, pending)
         faults.point("store.written")
         for order in pending.forgotten:
             self._store.shred(order.entity, [order.key])
         for entity, sweep in self._sweeps.items():
             if entity in pending.copies:
-                sweep.wrote(pending.copies[entity].records["event_time"][~pending.copies[entity].deleted])
+                writes = pending.copies[entity].writes
+                sweep.wrote(writes.records["event_time"][~writes.deleted])
             sweep.look(self._store, pending.progress.stream_time)
         self.stats.flushes += 1
-        self.stats.records += sum(len(keys) for keys, _ in records.values())
-        self.stats.deleted += sum(values.count(b"") for _, values in records.values())
+        self.stats.records += sum(len(writes) for found in records.values() for writes in found)
+        self.stats.deleted += sum(int(writes.deleted.sum()) for found in records.values() for writes in found)
         self.stats.flush_seconds += time.monotonic() - started
 
+    def _write(self, store: Store, pending: Pending) -> None:
+        """Deleted keys leave the store at once: of expired ones no slot knows, and forgotten ones are shredded next. The rest may wait."""
+        rows: dict[str, tuple[list[bytes], list[bytes]]] = {}
+        for entity in self._layouts:
+            keys = pending.expired.get(entity, []) + [order.key for order in pending.forgotten if order.entity == entity]
+            values = [b""] * len(keys)
+            for copy in (pending.behind.get(entity), pending.copies.get(entity) if pending.catch_up else None):
+                if copy is not None:
+                    keys += copy.writes.keys.tolist()
+                    values += copy.writes.values()
+            if keys:
+                rows[entity] = keys, values
+        if pending.catch_up:
+            store.write(rows, self._committed)
+        elif rows:
+            store.write(rows)
+
     def done(self, pending: Pending) -> None:
+        for entity, copy in pending.behind.items():
+            self._slabs[entity].stored(copy)
         for entity, copy in pending.copies.items():
             self._slabs[entity].flushed(copy)
+            if pending.catch_up:
+                self._slabs[entity].stored(copy)
+        if pending.catch_up:
+            self._caught_up, self._must_catch_up = time.monotonic(), False
         self._flushed = pending.progress
 
     def close(self) -> None:
         """Give up memory and the store. What was not flushed is folded again by the next owner."""
+        store, self._store = self._store, None
+        if store is not None:
+            try:
+                self._catch_up(store)
+            except Exception as error:  # the disk is full or damaged: the changelog's tail has it
+                log.warning("store of partition %d is closed without its last records: %s", self.number, error)
+            store.close()
         self._begin(Progress(-1))
-        if self._store is not None:
-            self._store.close()
-            self._store = None
 
-
-def _writes(copy: Copy | None, expired: list[bytes]) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """One entity's part of a flush: keys, their values (empty: delete), and the keys whose former record goes to the history."""
-    if copy is None:
-        return expired, [b""] * len(expired), expired
-    blob, size = copy.records.tobytes(), copy.records.dtype.itemsize
-    values = [blob[i : i + size] for i in range(0, len(blob), size)]
-    for i in np.flatnonzero(copy.deleted).tolist():
-        values[i] = b""
-    changed = [copy.keys[i] for i in np.flatnonzero(copy.first).tolist()]
-    return copy.keys + expired, values + [b""] * len(expired), changed + expired
+    def _catch_up(self, store: Store) -> None:
+        """Bring the store to where the changelog is, unless something in memory is newer than both."""
+        if any(slab.unflushed for slab in self._slabs.values()) or store.meta == self._committed:
+            return
+        copies = {entity: slab.copy_behind(len(slab))[0].writes for entity, slab in self._slabs.items()}
+        store.write({entity: (writes.keys.tolist(), writes.values()) for entity, writes in copies.items()}, self._committed)

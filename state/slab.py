@@ -1,10 +1,12 @@
 """The slab: one entity's hot keys of one partition, in columns, over a store that holds them all.
 
-A slot may be evicted only when it is clean and its last copy is in the store. Per slot:
+The store follows some flushes behind the changelog: a hot key changes with every flush, and while the slab holds a key, nobody asks the
+store for it. A slot may be evicted only when the store holds its record. Per slot:
 
     dirty     folded since its last copy was taken for a flush
-    flushing  copied, but not yet in the store
-    neither   clean: the store holds the same record
+    flushing  copied, but not yet in the changelog
+    behind    in the changelog, as it was when last flushed, but not in the store
+    none      the store holds the same record
 
 A frame is folded whole or not at all: a flush in the middle of one would commit rows whose frame is not yet passed.
 
@@ -20,23 +22,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrep import algebra
 from crossrep.aggregates import Aggregates
 from crossrep.algebra import NEVER
 from crossrep.keys import MISSING, KeyIndex, Keys
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
+from state.writes import Writes
 
 Read = Callable[[list[bytes]], list[bytes | None]]  # keys -> records, None where the store has none
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Dirty rows as they were at one moment: what a flush writes."""
+    """Slots and their records as they were at one moment."""
 
     slots: NDArray[np.int32]
-    keys: list[bytes]
-    records: NDArray[np.void]
-    deleted: NDArray[np.bool_]  # the record is a tombstone
+    writes: Writes
     first: NDArray[np.bool_]  # not written since the rewind point: what the store holds of it must go to the history
 
 
@@ -56,6 +58,7 @@ class Slab:
         self._state = Aggregates(layout, self._index.capacity)
         self._dirty = np.zeros(self._index.capacity, np.bool_)
         self._flushing = np.zeros(self._index.capacity, np.bool_)
+        self._behind = np.zeros(self._index.capacity, np.bool_)
         self._used = np.zeros(self._index.capacity, np.int64)  # the frame that last touched the slot
         self._written = np.full(self._index.capacity, -1, np.int64)  # the source offset of the slot's last record; -1: it has none
         self._frame = 0
@@ -75,9 +78,18 @@ class Slab:
         if len(rows) <= room:
             return True
         missing = int(np.count_nonzero(self._index.find(rows.keys) == MISSING))
-        evictable = int(np.count_nonzero(~(self._dirty | self._flushing))) - (self.capacity - self._index.size)
+        evictable = self._evictable()
         pinned = len(rows) - missing
-        return missing <= room + max(evictable - pinned, 0) or not (self._dirty.any() or self._flushing.any())
+        return missing <= room + max(evictable - pinned, 0) or evictable == self._index.size
+
+    def _evictable(self) -> int:
+        kept = int(np.count_nonzero(self._dirty | self._flushing | self._behind))
+        return self._index.size - kept
+
+    @property
+    def crowded(self) -> bool:
+        """Is there soon no room, unless the store catches up?"""
+        return self._limit - self._index.size + self._evictable() < self._limit // 4
 
     def fold(self, rows: Rows, expired_before: float = NEVER) -> None:
         """Fold all rows of one frame. The caller has asked `has_room`.
@@ -86,8 +98,8 @@ class Slab:
             expired_before: keys whose newest event is older (seconds since 1970) begin anew.
         """
         self._frame += 1
-        slots = self._index.find(rows.keys)
-        if (slots == MISSING).any():
+        slots, missing = self._index.look_up(rows.keys)
+        if missing:
             self._load_missing(rows.keys, slots)
         if expired_before > NEVER:
             self._state.clear(slots[self._state.event_time[slots] < expired_before])
@@ -138,17 +150,40 @@ class Slab:
         self.dirty_rows = 0
         first = self._written[slots] < point
         self._written[slots] = source_offset
-        records = self._state.records(slots, source_offset)
-        return Copy(slots, self._index.keys(slots).tolist(), records, self._state.count[slots] == 0, first)
+        return self._copy(slots, first)
+
+    def copy_behind(self, most: int) -> tuple[Copy, bool]:
+        """Up to `most` clean slots that the store lacks, and whether these are all such slots. `stored` takes note that it has them."""
+        slots = np.flatnonzero(self._behind & ~(self._dirty | self._flushing)).astype(np.int32)
+        some = slots[:most]
+        return self._copy(some, np.zeros(len(some), np.bool_)), len(some) == len(slots)
+
+    def _copy(self, slots: NDArray[np.int32], first: NDArray[np.bool_]) -> Copy:
+        records = self._state.records(slots, self._written[slots])
+        return Copy(slots, Writes(self._index.keys(slots), records, self._state.count[slots] == 0), first)
 
     def _touch(self, slots: NDArray[np.int32]) -> None:
-        self._used[slots] = self._frame
-        self._dirty[slots] = True
+        algebra.touch(self._dirty, self._used, slots, self._frame)
         self.dirty_rows += len(slots)
 
     def flushed(self, copy: Copy) -> None:
-        """The store now holds this copy."""
+        """The changelog now holds this copy of dirty slots."""
         self._flushing[copy.slots] = False
+        self._behind[copy.slots] = True
+
+    def stored(self, copy: Copy) -> None:
+        """The store now holds this copy."""
+        self._behind[copy.slots] = False
+
+    @property
+    def unflushed(self) -> bool:
+        """Does memory hold anything that the changelog does not?"""
+        return bool(self._dirty.any() or self._flushing.any())
+
+    @property
+    def behind(self) -> bool:
+        """Does the changelog hold anything that the store does not?"""
+        return bool(self._behind.any())
 
     def _load_missing(self, keys: Keys, slots: NDArray[np.int32]) -> None:
         wanted = int(np.count_nonzero(slots == MISSING))
@@ -181,7 +216,7 @@ class Slab:
 
     def _evict(self, wanted: int, pinned: NDArray[np.int32]) -> None:
         held = self._index.slots()
-        clean = ~(self._dirty[held] | self._flushing[held])
+        clean = ~(self._dirty[held] | self._flushing[held] | self._behind[held])
         self._used[pinned] = self._frame
         victims = held[clean & (self._used[held] < self._frame)]
         count = min(len(victims), max(wanted, self.capacity // 16))  # some more than wanted, so that eviction is rare
@@ -195,5 +230,6 @@ class Slab:
         more = capacity - len(self._dirty)
         self._dirty = np.append(self._dirty, np.zeros(more, np.bool_))
         self._flushing = np.append(self._flushing, np.zeros(more, np.bool_))
+        self._behind = np.append(self._behind, np.zeros(more, np.bool_))
         self._used = np.append(self._used, np.zeros(more, np.int64))
         self._written = np.append(self._written, np.full(more, -1, np.int64))

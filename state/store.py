@@ -2,8 +2,7 @@
 
 It is always right to delete it: it is rebuilt from the changelog. `open_store` does so itself whenever what it finds cannot be trusted.
 
-What is written stays in memory first, and goes to RocksDB some seconds later: hot keys change with every flush, and a write to RocksDB
-costs more than everything else in a flush. What a killed worker had not yet given to RocksDB it reads from the changelog's tail.
+What the slab holds is written some seconds late (`state.slab`); after a kill that is read from the changelog's tail.
 """
 
 from __future__ import annotations
@@ -40,8 +39,6 @@ log = logging.getLogger(__name__)
 
 _META = b"\xffmeta"  # entities have prefixes 0, 1, ...
 _EVENT_TIME = struct.Struct("<d")
-BEHIND = 20_000  # records that wait for RocksDB at most
-BEHIND_FOR = 4.0  # seconds, at most, while something is written
 
 
 @dataclass
@@ -82,7 +79,7 @@ class Memory:
 
 @dataclass
 class Meta:
-    """Up to where a store is true; written with every batch, so it can never disagree with the records."""
+    """Up to where a store is true; written in one batch with the records that make it so, so that the two never disagree."""
 
     space_hash: str
     topic_ids: dict[str, str]  # of the frames topic and every changelog
@@ -91,6 +88,10 @@ class Meta:
     # Wall clock, seconds: when the store last began to agree with the changelog's end. What was deleted later is still to be read there,
     # as long as the topic keeps its tombstones.
     current: float = field(default_factory=time.time)
+
+    def advanced(self, changelog: dict[str, int], folded: dict[str, int], current: float) -> Meta:
+        """The same, further on."""
+        return replace(self, changelog={**self.changelog, **changelog}, folded={**self.folded, **folded}, current=current)
 
     @property
     def progress(self) -> int:
@@ -102,6 +103,7 @@ class Store:
     """One partition's records of all entities.
 
     `get` and `write` may be called from different threads.
+    `meta` is what the store says of itself on the disk. Single records may be newer, which the changelog's tail, read again, does not mind.
     """
 
     def __init__(self, db: Rdict, folder: Path, meta: Meta, entities: list[str]):
@@ -109,37 +111,19 @@ class Store:
         self._folder = folder
         self.meta = meta
         self._prefix = {entity: bytes([i]) for i, entity in enumerate(entities)}
-        # Newer than what RocksDB holds; empty values are deletions. A reader asks all three in this order, and a record moves on only once
-        # it is in the next, so none is ever missed.
-        self._behind: dict[bytes, bytes] = {}
-        self._on_the_way: dict[bytes, bytes] = {}
-        self._spilled, self._unspilled = time.monotonic(), False
 
     def get(self, entity: str, keys: list[bytes]) -> list[bytes | None]:
         """Records of many keys; None where there is none."""
         prefix = self._prefix[entity]
-        wanted = [prefix + key for key in keys]
-        held = list(map(self._held, wanted)) if self._behind or self._on_the_way else [None] * len(wanted)
-        asked = [i for i, value in enumerate(held) if value is None]
         with self._noting_corruption():
-            stored = self._db.get([wanted[i] for i in asked])
-        found = [value or None for value in held]
-        for i, value in zip(asked, stored):
-            found[i] = value
+            found: list[bytes | None] = self._db.get([prefix + key for key in keys])
         return found
-
-    def _held(self, key: bytes) -> bytes | None:
-        """What is not yet in RocksDB: a record, empty if the key was deleted. None: RocksDB knows the newest."""
-        value = self._behind.get(key)
-        return self._on_the_way.get(key) if value is None else value
 
     def scan(self, entity: str, start: bytes, count: int) -> tuple[list[bytes], NDArray[np.float64], bytes | None]:
         """Up to `count` keys from `start` on in byte order, their newest event times, and where to go on (None: that was the end).
 
-        A scan in several steps finds every key that was there when it began.
+        A scan in several steps finds every key that was there all the time.
         """
-        if not start:
-            self._spill()
         prefix = self._prefix[entity]
         keys: list[bytes] = []
         times: list[float] = []
@@ -149,10 +133,8 @@ class Store:
             while entries.valid() and (key := entries.key()).startswith(prefix):
                 if len(keys) == count:
                     return keys, np.array(times), key[1:]
-                value = self._held(key)
-                if value != b"":
-                    keys.append(key[1:])
-                    times.append(_EVENT_TIME.unpack_from(value or entries.value(), EVENT_TIME_AT)[0])
+                keys.append(key[1:])
+                times.append(_EVENT_TIME.unpack_from(entries.value(), EVENT_TIME_AT)[0])
                 entries.next()
             entries.status()  # raises if it ended at a damaged block
         return keys, np.array(times), None
@@ -167,50 +149,33 @@ class Store:
                 newest = max(newest, float(times.max(initial=NEVER)))
         return newest
 
-    def write(
-        self, records: dict[str, tuple[list[bytes], list[bytes]]], changelog: dict[str, int], folded: dict[str, int], current: float = 0.0
-    ) -> None:
-        """What all later reads see. RocksDB follows in atomic batches of its own.
+    def write(self, records: dict[str, tuple[list[bytes], list[bytes]]], meta: Meta | None = None) -> None:
+        """One atomic batch, which all later reads see.
 
         Args:
             records: entities to keys and values; an empty value deletes.
-            changelog, folded: see `Meta`, of the entities that change.
-            current: see `Meta`; 0 leaves it.
+            meta: what is true of the store with this batch; None if it is still the former.
         """
+        newest: dict[bytes, bytes] = {}
         for entity, (keys, values) in records.items():
-            if len(keys) != len(values):
-                raise ValueError(f"{len(keys)} keys, but {len(values)} values")
             prefix = self._prefix[entity]
-            self._behind.update(zip([prefix + key for key in keys], values))
-        self.meta.changelog.update(changelog)
-        self.meta.folded.update(folded)
-        self.meta.current = current or self.meta.current
-        self._unspilled = True
-        if len(self._behind) >= BEHIND or time.monotonic() - self._spilled > BEHIND_FOR:
-            self._spill()
-
-    def _spill(self) -> None:
-        """Give RocksDB what it does not hold yet, in one atomic batch."""
-        if not self._unspilled:
-            return
-        self._on_the_way, self._behind = self._behind, {}
+            newest.update(zip([prefix + key for key in keys], values, strict=True))
+        if meta is not None:
+            newest[_META] = json.dumps(asdict(meta)).encode()
         batch = WriteBatch(raw_mode=True)
-        for key, value in self._on_the_way.items():
+        for key, value in newest.items():
             if value:
                 batch[key] = value
             else:
                 del batch[key]
-        batch[_META] = json.dumps(asdict(self.meta)).encode()
         with self._noting_corruption():
             self._db.write(batch)
-        self._on_the_way = {}
-        self._spilled, self._unspilled = time.monotonic(), False
+        self.meta = meta or self.meta
 
     def shred(self, entity: str, keys: list[bytes]) -> None:
         """Make deleted keys leave the files too, where RocksDB would keep their old records until it next compacts them."""
         options = CompactOptions()
         options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
-        self._spill()
         with self._noting_corruption():
             self._db.flush()
             for key in keys:
@@ -227,10 +192,6 @@ class Store:
             raise
 
     def close(self) -> None:
-        try:
-            self._spill()
-        except Exception as error:  # the disk is full or damaged: the changelog's tail has it
-            log.warning("store %s is closed without its last records: %s", self._folder.name, error)
         with self._noting_corruption():
             self._db.close()
 
@@ -312,12 +273,14 @@ def _options(memory: Memory) -> Options:
     options.set_write_buffer_size(32 << 20)
     options.set_max_write_buffer_number(3)
     options.set_write_buffer_manager(memory.write_buffers)
+    options.set_memtable_whole_key_filtering(True)  # most keys asked for were never seen, and are not to be searched for
+    options.set_memtable_prefix_bloom_ratio(0.1)
     options.set_max_open_files(512)
     options.set_keep_log_file_num(2)
     options.set_compression_type(DBCompressionType.none())  # float vectors do not compress
     table = BlockBasedOptions()
     table.set_block_cache(memory.cache)
     table.set_cache_index_and_filter_blocks(True)
-    table.set_bloom_filter(10, False)  # most misses are keys never seen
+    table.set_bloom_filter(10, False)
     options.set_block_based_table_factory(table)
     return options

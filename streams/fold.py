@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 import faust
 import numpy as np
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, Message
+from faust.serializers.codecs import get_codec
 from faust.types import TP
 
 from crossrep import frames
@@ -32,12 +33,14 @@ from state.partition import Partition, Settings
 from state.slab import Slab
 from state.store import Memory, Room
 from streams import faust_transport, memory, metrics, topics
+from streams.fetch import BUFFERED, Fetch, Run
 
 log = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_REFUSED = 1, 3
 LETTERS = 8 << 20  # bytes of dead letters that wait for a flush before the next frame does
 STOP = 2.5  # seconds that SIGTERM's flush may take
+LOOK = 0.002  # seconds between looks at that queue
 WATCH = 5.0  # seconds between looks at whether our topics are still the same
 
 
@@ -77,7 +80,6 @@ class Fold:
             tombstones_kept=topics.TOMBSTONES_KEPT,
         )
         self.partitions: dict[int, Partition] = {}
-        self.flowing: set[int] = set()
         self.assigned: set[int] | None = None  # None until the first rebalance is through
         self._epoch = 0  # of the assignment; work begun for an older one must not let a partition flow
         self._locks: dict[int, asyncio.Lock] = {}  # one opening or flush of a partition at a time
@@ -89,8 +91,8 @@ class Fold:
         self._stopping = False
         self.app = _faust_app(space, bootstrap, options, folder)
         self._queue: asyncio.Queue[Any] = asyncio.Queue()  # Faust's, of runs for the agent, once that has begun
-        positions = lambda: {n: self.partitions[n].progress.offset for n in self.flowing}  # noqa: E731
-        faust_transport.install(self.app, positions, backlog=lambda: self._queue.qsize())
+        self._fetch = Fetch(space.frames_topic, bootstrap)
+        faust_transport.install(self.app, space.frames_topic, self._runs, self._restart)
         self.app.on_partitions_revoked.connect(self._on_revoked)
         self.app.on_partitions_assigned.connect(self._on_assigned)
         # raw: with value_type=bytes alone Faust would still try to read JSON. acks=False: Faust tracks nothing, positions are ours.
@@ -98,11 +100,11 @@ class Fold:
             space.frames_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", acks=False
         )
         self.app.agent(topic, name="fold")(self._agent)
-        metrics.serve(options.port, self._ready, lambda: metrics.of_partitions(space.name, self.partitions, self.flowing))
+        metrics.serve(options.port, self._ready, lambda: metrics.of_partitions(space.name, self.partitions, self._fetch.flowing))
 
     def _ready(self) -> tuple[bool, dict[str, Any]]:
         """Ready is when all partitions we own are restored and flowing."""
-        owned, flowing = sorted(self.assigned or ()), sorted(self.flowing)
+        owned, flowing = sorted(self.assigned or ()), sorted(self._fetch.flowing)
         restoring = {}
         for number in set(owned) - set(flowing) & set(self.partitions):
             stats = self.partitions[number].stats
@@ -114,32 +116,42 @@ class Fold:
 
     # --- the flow ---
 
+    async def _runs(self) -> list[Run]:
+        """More for the agent, when it has nearly nothing left."""
+        while self._queue.qsize() > BUFFERED:
+            await asyncio.sleep(LOOK)
+        return await self._fetch.runs()
+
+    def _restart(self) -> None:
+        for number in self._fetch.flowing:
+            self._fetch.flow(number, self.partitions[number].progress.offset)
+
     async def _agent(self, stream: Any) -> None:
         self._queue = stream.channel.queue
         async for event in stream.events():
-            for record in event.value:  # a run of frames
+            run: Run = event.value
+            for frame in run.frames:
                 try:
-                    await self._on_frame(record.partition, record.offset, record.key, record.value, record.timestamp / 1000)
+                    await self._on_frame(run, frame)
                 except Exception as error:
-                    _die(f"folding {record.topic}[{record.partition}]@{record.offset}", error)
+                    _die(f"folding {frame.topic()}[{run.partition}]@{frame.offset()}", error)
 
-    async def _on_frame(self, number: int, offset: int, key: bytes | None, value: bytes | None, append_time: float) -> None:
-        if number not in self.flowing:
-            return  # it was held meanwhile; when it flows again, it does so from our progress, so this frame comes again
-        partition = self.partitions[number]
-        work = partition.decode(offset, key, value, append_time)
+    async def _on_frame(self, run: Run, frame: Message) -> None:
+        if not self._fetch.current(run):
+            return  # fetched before the partition was held or sought: what of it is not folded comes again
+        partition, offset, append_time = self.partitions[run.partition], frame.offset(), frame.timestamp()[1] / 1000
+        work = partition.decode(offset, frame.key(), frame.value(), append_time)
         if work is None:
             if partition.dead_letter_bytes > LETTERS:
-                await self._flush(number)
+                await self._flush(run.partition)
             return
-        epoch = self._epoch
         while not partition.has_room(work) or partition.dirty_rows > 4 * self.options.flush_rows:
-            await self._flush(number)
-            if epoch != self._epoch:
+            await self._flush(run.partition)
+            if not self._fetch.current(run):
                 return
         partition.fold(offset, work, append_time)
-        if partition.dirty_rows > self.options.flush_rows and not self._lock_of(number).locked():
-            self._start(self._flush(number))
+        if partition.dirty_rows > self.options.flush_rows and not self._lock_of(run.partition).locked():
+            self._start(self._flush(run.partition))
 
     async def _flush(self, number: int) -> None:
         async with self._lock_of(number):
@@ -157,7 +169,7 @@ class Fold:
         """Flush every partition once an interval."""
         while True:
             await asyncio.sleep(self.space.flush)
-            for number in list(self.flowing):
+            for number in self._fetch.flowing:
                 if self.partitions[number].unflushed and not self._lock_of(number).locked():
                     self._start(self._flush(number))
 
@@ -190,14 +202,14 @@ class Fold:
     async def _on_revoked(self, app: Any, revoked: set[TP], **kwargs: Any) -> None:
         """Kafka's eager protocol takes everything at each rebalance. Flush; memory and stores stay until we know what comes back."""
         self._epoch += 1
-        owned, self.flowing = self.flowing, set()
+        owned = self._fetch.hold()
         await asyncio.gather(*(self._flush(number) for number in owned))
         if self._fencing:  # a fence that landed after the partition moved would hit its new owner
             await asyncio.wait(self._fencing)
 
     async def _on_assigned(self, app: Any, assigned: set[TP], **kwargs: Any) -> None:
         self._epoch += 1
-        self.flowing = set()
+        self._fetch.hold()
         self.assigned = {tp.partition for tp in assigned if tp.topic == self.space.frames_topic}
         for number in sorted(set(self.partitions) - self.assigned):
             self._start(self._give_up(number, self._epoch))
@@ -220,8 +232,7 @@ class Fold:
                     progress = await self._in_thread(partition.reopen)
                 if epoch != self._epoch:
                     return
-                self.flowing.add(number)
-                await faust_transport.flow(self.app.consumer, TP(self.space.frames_topic, number), progress)
+                self._fetch.flow(number, progress)
             except Exception as error:
                 if epoch != self._epoch:
                     log.warning("taking over partition %d was overtaken by a rebalance: %s", number, error)
@@ -261,7 +272,7 @@ class Fold:
             return
         self._stopping = True
         self._epoch += 1
-        owned, self.flowing = self.flowing, set()
+        owned = self._fetch.hold()
         try:
             await asyncio.wait_for(asyncio.gather(*(self._flush(number) for number in owned)), STOP)
         except TimeoutError:
@@ -300,7 +311,8 @@ def run(space: Space, bootstrap: str, options: FoldOptions) -> NoReturn:
 
 
 def _warm_up(space: Space) -> None:
-    """Load the compiled kernels by folding one row of each entity into nothing: the first frame should not wait a second for them."""
+    """Load what the first frame should not wait a second for: the compiled kernels, by folding a row of each entity into nothing."""
+    get_codec("raw")  # the first call looks through all installed packages
     for entity in space.entities:
         layout = RecordLayout(space, entity)
         sources = {name: np.zeros((1, dim), np.float32) for name, dim in space.sources.items()}
@@ -308,7 +320,7 @@ def _warm_up(space: Space) -> None:
         for number, frame in frames.encode(space, rows):
             slab = Slab(layout, lambda keys: [None] * len(keys), 8)
             slab.fold(frames.decode(space, frame, partition=number), 0)
-            layout.decode([slab.copy_dirty(0).records.tobytes()])
+            layout.decode(slab.copy_dirty(0).writes.values())
 
 
 def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path) -> faust.App:
@@ -326,8 +338,9 @@ def _faust_app(space: Space, bootstrap: str, options: FoldOptions, folder: Path)
         broker_heartbeat_interval=min(0.5, options.session_timeout / 5),
         broker_rebalance_timeout=60.0,
         broker_request_timeout=60.0,
-        consumer_max_fetch_size=memory.FETCH,
-        stream_buffer_maxsize=100_000,  # the transport knows when to wait
+        consumer_max_fetch_size=1 << 16,  # Faust's member may fetch once before it is paused
+        broker_max_poll_interval=faust_transport.MAX_POLL_INTERVAL,
+        stream_buffer_maxsize=100_000,  # `_runs` knows when to wait
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
         web_enabled=False,  # /ready and /metrics answer from a thread of their own

@@ -11,9 +11,9 @@ import numpy as np
 from crossrep import frames
 from crossrep.records import RecordLayout
 from crossrep.spec import MAX_KEY_BYTES, Space
+from state.partition import BEHIND
 from state.slab import Slab
-from state.store import BEHIND
-from streams import faust_transport
+from streams import fetch
 
 if TYPE_CHECKING:
     from streams.fold import FoldOptions
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 PROCESS = 240 * MIB  # an idle worker: interpreter, libraries, compiled kernels; half of it is mapped files
 PARTITION = 4 * MIB  # of each, idle: five threads, a producer, a RocksDB
-FETCH = 1 * MIB  # consumer_max_fetch_size, a partition
 RESTORES = 2  # partitions restored at a time
 PREFETCHED = 128 * MIB  # queued.max.messages.kbytes of a restoring consumer (crossrep.kafka.consumer)
 RUN = 20_000  # records a restore writes at a time (state.changelog.Changelog.tail)
@@ -45,13 +44,15 @@ def memory_bound(space: Space, options: FoldOptions) -> dict[str, int]:
     flush = space.partitions * dirty * (5 * record + PYTHON + LIBRDKAFKA)
     queued = PREFETCHED * (1 + LIBRDKAFKA / min(layout.size for layout in layouts))
     run = RUN * (3 * record + PYTHON)
+    queue = (fetch.BUFFERED + 3) * (fetch.RUN + fetch.AT_ONCE * frames.MAX_BYTES)
     bound = {
         "process": PROCESS + PARTITION * space.partitions,
         "slabs": space.partitions * sum(slab_bytes(each, slots) for each in layouts) + max(growing(each, slots) for each in layouts),
-        "behind": space.partitions * BEHIND * (2 * record + PYTHON),  # what RocksDB does not hold yet, and the batch that brings it there
+        "behind": space.partitions * min(slots, BEHIND) * len(layouts) * (3 * record + PYTHON),  # on its way to RocksDB
         "rocksdb": int(TABLES * (options.rocksdb_mb << 20)),
-        # A fetch in Faust's hands and what was left when it came, the next one waiting in aiokafka, and one arriving, which is copied once.
-        "frames": space.partitions * 4 * FETCH + faust_transport.BUFFERED * (faust_transport.RUN + frames.MAX_BYTES),
+        # In librdkafka's queue, which the last answer may overfill; in the agent's; and three fetches that come on top. What is taken from
+        # librdkafka is a copy, and what it was taken from goes only with the last frame of its answer.
+        "frames": fetch.QUEUED + 2 * space.partitions * fetch.FETCHED + queue,
         "flushes": flush,
         "restores": int(min(RESTORES, space.partitions) * (queued + run)),
     }

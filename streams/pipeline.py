@@ -33,13 +33,13 @@ from crossrep.rows import Rows
 from crossrep.spec import Space
 from state import dead_letters, faults
 from streams import lineage
+from streams.silence import Silence
 
 log = logging.getLogger(__name__)
 
 # Seconds. A dead worker's open transaction stalls readers until then; one that ends before the cluster has replaced a lost broker (9 s by
 # Kafka's defaults) costs the worker a restart.
 TRANSACTION_TIMEOUT = 10.0
-SILENCE = 15.0  # seconds without a message after which it is asked whether there are any
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ class Pipeline:
         self.space, self.options, self.stats = space, options, Stats()
         self.assigned: list[TopicPartition] | None = None  # None until the first assignment
         self._inputs, self._group, self._bootstrap = inputs, group, bootstrap
-        self._heard = time.monotonic()  # of the cluster: messages, or the ends of partitions
-        self._reached: dict[tuple[str, int], int] = {}  # next offset per partition
+        self._silence = Silence(bootstrap)
         self._transform = transform
         self._stop = threading.Event()
         self._commits = ThreadPoolExecutor(1, "commit")
@@ -154,48 +153,26 @@ class Pipeline:
                     self._under_way = self._commits.submit(kafka.within, TRANSACTION_TIMEOUT + 5, partial(self._commit, batch))
             elif self._under_way is not None and self._under_way.done():
                 self._finish()
-            elif time.monotonic() - self._heard > SILENCE:
-                self._check_silence()
+            else:
+                self._silence.check()
         self._finish()
         self._consumer.close()
         log.info("stopped: everything consumed is committed")
 
     def _consume(self) -> list[Message]:
         messages = []
-        for message in self._consumer.consume(self.options.max_batch, self.options.max_delay):
-            self._heard = time.monotonic()
-            if message.error() is None:
-                messages.append(message)
-                self._reached[message.topic(), message.partition()] = message.offset() + 1
-            elif kafka.is_end(message):
-                self._reached[message.topic(), message.partition()] = message.offset()
-            elif message.error().fatal() or message.error().name() in ("_FATAL", "_AUTO_OFFSET_RESET", "UNKNOWN_TOPIC_OR_PART"):
-                raise CrossrepError(f"reading {message.topic()}[{message.partition()}]: {message.error().str()}")
-            elif not message.error().retriable():
-                log.warning("reading %s: %s", message.topic(), message.error().str())
+        events = self._consumer.consume(self.options.max_batch, self.options.max_delay)
+        self._silence.heard(events)
+        for event in events:
+            if event.error() is None:
+                messages.append(event)
+            elif kafka.is_end(event):
+                continue
+            elif event.error().fatal() or event.error().name() in ("_FATAL", "_AUTO_OFFSET_RESET", "UNKNOWN_TOPIC_OR_PART"):
+                raise CrossrepError(f"reading {event.topic()}[{event.partition()}]: {event.error().str()}")
+            elif not event.error().retriable():
+                log.warning("reading %s: %s", event.topic(), event.error().str())
         return messages
-
-    def _check_silence(self) -> None:
-        """Is there really nothing to read? A consumer can lose all brokers for good, and stay silent (confluentinc/librdkafka#5301).
-
-        Raises:
-            CrossrepError: there is. A new consumer, in a new process, reads it.
-        """
-        self._heard = time.monotonic()
-        other = kafka.consumer(self._bootstrap)
-        try:
-            for part in self.assigned or ():
-                place = TopicPartition(part.topic, part.partition)
-                _, end = other.get_watermark_offsets(place, timeout=5.0)
-                if end > self._reached.get((part.topic, part.partition), part.offset):
-                    raise CrossrepError(
-                        f"nothing was heard for {SILENCE:.0f} s, though {part.topic}[{part.partition}] goes on to {end}: "
-                        "the connection is gone for good. Start the worker again; nothing else is lost"
-                    )
-        except KafkaException:
-            log.info("nothing was heard for %.0f s, and the cluster does not answer", SILENCE)
-        finally:
-            other.close()
 
     def _compute(self, messages: list[Message], group: Any) -> _Batch:
         started = time.monotonic()
@@ -257,9 +234,10 @@ class Pipeline:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         positions = self._positions(consumer, partitions)
-        self.assigned, self._reached = positions, {}
+        self.assigned = positions
         consumer.assign(positions)
-        self._heard = time.monotonic()  # finding the positions may have waited for a dead worker's transaction
+        self._silence.unassigned()
+        self._silence.assigned({(part.topic, part.partition): part.offset for part in positions})
         log.info("assigned %s", ", ".join(f"{p.topic}[{p.partition}]" for p in partitions) or "nothing")
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -25,10 +25,12 @@ from rich.table import Table
 
 from crossrep import kafka, spaces
 from crossrep.errors import StateError
+from crossrep.records import RecordLayout
 from crossrep.spec import Space, fold_group
 from state import history, progress
 from state.changelog import Changelog, Flush
 from state.progress import Point, Progress
+from state.writes import Writes
 from streams import lineage, topics
 from streams.lineage import Place
 
@@ -45,7 +47,7 @@ class Step:
     cut: int  # frames from here on are left out, or folded again
     end: int  # behind the last frame
     point: Point | None = None  # where the state goes; None: nothing behind the cut is folded yet
-    records: dict[str, tuple[list[bytes], list[bytes]]] = field(default_factory=dict)  # entity -> keys, former records (empty: none)
+    records: dict[str, Writes] = field(default_factory=dict)  # by entity: what the keys that changed were
 
 
 @dataclass
@@ -111,7 +113,7 @@ def apply(space: Space, bootstrap: str, plan: Plan, stepped: Callable[[], None] 
         if at != step.now:
             changelog = Changelog(space, step.number, bootstrap, TIMEOUT)
             changelog.fence()
-            changelog.commit(Flush(step.records, at))
+            changelog.commit(Flush({entity: [writes] for entity, writes in step.records.items()}, at))
         stepped()
     admin = kafka.admin(bootstrap)
     for group, places in plan.rereads.items():
@@ -134,7 +136,7 @@ def table(plan: Plan) -> Table:
     for step in plan.steps:
         state = "as it is" if step.point is None else f"{step.point.offset:,} ({_text(step.point.append_time)})"
         again = max(0, step.cut - (step.point.offset if step.point else step.now.offset))
-        keys = sum(len(keys) for keys, _ in step.records.values())
+        keys = sum(map(len, step.records.values()))
         left_out = step.end - step.cut if plan.leave_out else 0
         rows.add_row(str(step.number), f"{step.now.offset:,}", f"{step.cut:,}", state, f"{again:,}", f"{keys:,}", f"{left_out:,}")
     return rows
@@ -251,7 +253,11 @@ def _find_former_state(space: Space, bootstrap: str, step: Step, first_frame: in
         if offset in told and undo.point.offset >= step.point.offset:
             for key, record in zip(undo.keys, undo.records):
                 former[undo.entity].setdefault(key, record or b"")
-    step.records = {entity: (list(records), list(records.values())) for entity, records in former.items() if records}
+    step.records = {
+        entity: Writes.of(list(records), list(records.values()), RecordLayout(space, entity).size)
+        for entity, records in former.items()
+        if records
+    }
 
 
 def _timeline(space: Space, bootstrap: str, step: Step, log: tuple[int, int]) -> dict[int, Point]:

@@ -14,9 +14,9 @@ from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Space
 from state import history, progress
 from state.history import Undo
-from state.partition import _writes
 from state.progress import Point, Progress
 from state.slab import Slab
+from state.writes import Writes
 
 SPACE = Space.parse("""
 name = "history"
@@ -32,9 +32,10 @@ EXPIRE_AFTER = 3.0
 
 
 class World:
-    """A slab of eight slots over a dict, flushed as a partition does it."""
+    """A slab of eight slots over a dict, flushed as a partition does it: the store follows some flushes behind."""
 
     def __init__(self) -> None:
+        self.flushed_records: dict[bytes, bytes] = {}
         self.stored: dict[bytes, bytes] = {}
         self.slab = Slab(LAYOUT, lambda keys: [self.stored.get(key) for key in keys], 8)
         self.offset, self.flushed, self.stream_time = 0, 0, NEVER
@@ -49,7 +50,7 @@ class World:
         column = ColumnRows(np.ones((n, 2), np.float32) * time, np.ones(n), times, np.ones(n, np.bool_))
         rows = Rows("user", Keys.of(ids), times, np.ones(n, np.int64), {"cr": column})
         if not self.slab.has_room(rows):
-            self.flush()
+            self.flush(catch_up=True)
         self.slab.fold(rows, self.stream_time - EXPIRE_AFTER)
         self.stream_time = max(self.stream_time, time)
         self.offset += 1
@@ -59,22 +60,30 @@ class World:
         self.forgotten.append((self.offset, b"%d" % id))
         self.offset += 1
 
-    def flush(self, new_point: bool = False) -> None:
+    def flush(self, new_point: bool = False, catch_up: bool = False) -> None:
         if new_point:
+            if self.slab.behind:
+                self.flush(catch_up=True)
             self.point = Point(self.flushed, 1.0, self.stream_time)
-            self.points[self.flushed] = dict(self.stored)
+            self.points[self.flushed] = dict(self.flushed_records)
         self.slab.expire(self.stream_time - EXPIRE_AFTER)
         old = [key for key, record in self.stored.items() if LAYOUT.decode([record])["event_time"][0] < self.stream_time - EXPIRE_AFTER]
+        expired = self.slab.lacks(old)
+        behind, is_all = self.slab.copy_behind(100)
+        assert is_all
         copy = self.slab.copy_dirty(self.offset - 1, self.point.offset)
-        keys, values, changed = _writes(copy, self.slab.lacks(old))
-        undo = Undo("user", self.point, changed, [self.stored.get(key) for key in changed])
-        self.messages += history.encode(undo)
-        for key, value in zip(keys, values, strict=True):
-            if value:
-                self.stored[key] = value
-            else:
-                self.stored.pop(key, None)
+        changed = copy.writes.keys.take(np.flatnonzero(copy.first)).tolist() + expired
+        self.messages += history.encode(Undo("user", self.point, changed, [self.stored.get(key) for key in changed]))
+        put(self.flushed_records, copy.writes)
+        for key in expired:
+            del self.flushed_records[key], self.stored[key]
         self.slab.flushed(copy)
+        if catch_up:
+            put(self.stored, behind.writes)
+            put(self.stored, copy.writes)
+            self.slab.stored(behind)
+            self.slab.stored(copy)
+            assert self.stored == self.flushed_records
         self.flushed = self.offset
 
     def back_at(self, offset: int) -> dict[bytes, bytes]:
@@ -83,12 +92,21 @@ class World:
             if undo.point.offset >= offset:
                 for key, record in zip(undo.keys, undo.records):
                     former.setdefault(key, record)
-        state = {**self.stored, **former}
+        state = {**self.flushed_records, **former}
         return {key: record for key, record in state.items() if record is not None}
 
 
+def put(records: dict[bytes, bytes], writes: Writes) -> None:
+    for key, value in zip(writes.keys.tolist(), writes.values(), strict=True):
+        if value:
+            records[key] = value
+        else:
+            records.pop(key, None)
+
+
 FOLD = st.tuples(st.just("fold"), st.lists(st.integers(0, 20), min_size=1, max_size=6), st.integers(0, 12))
-STEPS = st.lists(st.one_of(FOLD, FOLD, FOLD, st.just(("flush",)), st.just(("point",)), st.tuples(st.just("forget"), st.integers(0, 20))))
+OTHERS = (st.just((name,)) for name in ("flush", "catch up", "point"))
+STEPS = st.lists(st.one_of(FOLD, FOLD, FOLD, *OTHERS, st.tuples(st.just("forget"), st.integers(0, 20))))
 
 
 @given(STEPS)
@@ -102,6 +120,8 @@ def test_every_point_can_be_brought_back(steps: list[tuple]) -> None:  # type: i
                 world.forget(id)
             case ("flush",):
                 world.flush()
+            case ("catch up",):
+                world.flush(catch_up=True)
             case ("point",):
                 world.flush(new_point=True)
     world.flush()
