@@ -141,7 +141,8 @@ def declared(partitions: int | None) -> dict[str, Any]:
 @click.option("--items", default=5_000, show_default=True)
 @click.option("--partitions", type=int, help="Default: the demo space's.")
 @click.option("--seconds", default=20.0, show_default=True, help="Of the freshness measurement.")
-@click.option("--max-batch", default=1024, show_default=True, help="Events a batch of the infer worker, at most.")
+@click.option("--load", "loads", multiple=True, type=float, default=(0.5,), show_default=True, help="Of the throughput; may be repeated.")
+@click.option("--max-batch", default=4096, show_default=True, help="Events a batch of the infer worker, at most.")
 @click.option("--max-delay", default=0.02, show_default=True, help="Of the infer worker.")
 @click.option("--seed", default=0, show_default=True)
 @bootstrap_option
@@ -151,6 +152,7 @@ def main(
     items: int,
     partitions: int | None,
     seconds: float,
+    loads: tuple[float, ...],
     max_batch: int,
     max_delay: float,
     seed: int,
@@ -158,7 +160,7 @@ def main(
 ) -> None:
     """Simulated impressions and clicks through one infer and one fold worker.
 
-    Throughput: everything is published first. Freshness: at half that rate, from just before produce() to visible in a LocalView.
+    Throughput: everything is published first. Freshness: at shares of that rate, from just before produce() to visible in a LocalView.
     """
     about = {**conditions(), "impressions": events, "users": users, "items": items, "max_batch": max_batch, "max_delay": max_delay}
     dataset = simulated(events, users, items, seed)
@@ -179,17 +181,20 @@ def main(
                 with worker(Path(folder), "infer", space.name, "--model", model, *common, *options) as infer:
                     through = throughput(space, address, infer, fold, sent.events)
                     rate = through["events_per_s"]
-                    console.print(f"throughput: {rate:,.0f} events/s; now freshness at half of it", style="dim")
-                    measured, more = fresh(dataset, space, address, rate / 2, seconds, sent.events / sent.impressions)
+                    at: dict[float, freshness.Freshness] = {}
+                    total = sent.events
+                    for share in loads:
+                        console.print(f"throughput: {rate:,.0f} events/s; now freshness at {share:.0%} of it", style="dim")
+                        at[share], more = fresh(dataset, space, address, rate * share, seconds, sent.events / sent.impressions)
+                        total += more + at[share].sent
                     infer.wait(committed(address, group_of(space), [space.inputs.impressions, space.inputs.clicks]), "not all is inferred")
                     fold.wait(lambda: not unfolded(space, address), "not all is folded")
-                    counted(space, address, sent.events + more + measured.sent)
+                    counted(space, address, total)
                     infer.stop()
                 fold.stop()
             flush = space.flush
-    total = sent.events + more + measured.sent
     limit = sent.events / bare["seconds"]
-    p50, p90, p99 = (measured.percentile(p) for p in (50, 90, 99))
+    found = {share: tuple(measured.percentile(p) for p in (50, 90, 99)) for share, measured in at.items()}
     floor = statistics.median(idle)
     waits = 1000 * (max_delay + flush / 2)
     lines = [
@@ -206,9 +211,15 @@ def main(
             f"{through['fold_cpu_us_per_event']:.1f} µs an event",
             f"{through['rows_per_frame']:.0f} rows a frame, before combining",
         ),
-        ("freshness p50", f"{p50:.0f} ms", f"at {rate / 2:,.0f} events/s; Kafka alone, idle: {floor:.1f} ms"),
-        ("freshness p90", f"{p90:.0f} ms", f"waits declared: {1000 * max_delay:.0f} ms a batch, {1000 * flush:.0f} ms a flush"),
-        ("freshness p99", f"{p99:.0f} ms", f"{measured.sent} probes"),
+        *(
+            (
+                f"freshness at {share:.0%} load",
+                f"p50 {p50:.0f}, p90 {p90:.0f}, p99 {p99:.0f} ms",
+                f"{rate * share:,.0f} events/s, {at[share].sent} probes; Kafka alone, idle: {floor:.1f} ms",
+            )
+            for share, (p50, p90, p99) in found.items()
+        ),
+        ("  waits declared", f"{1000 * max_delay:.0f} ms a batch", f"{1000 * flush:.0f} ms a flush"),
         ("events counted", f"{total:,}", "exactly, of users and of items"),
     ]
     report(
@@ -222,10 +233,7 @@ def main(
             "forward_events_per_s": forward,
             "ratio_to_forward": rate / forward,
             "ratio_to_bare": rate / limit,
-            "freshness_p50_ms": p50,
-            "freshness_p90_ms": p90,
-            "freshness_p99_ms": p99,
-            "probes": measured.sent,
+            "freshness_ms": {f"{share}": [round(p) for p in percentiles] for share, percentiles in found.items()},
             "kafka_echo_p50_ms": floor,
             "kafka_echo_p99_ms": float(np.percentile(idle, 99)),
             "mean_wait_declared_ms": waits,

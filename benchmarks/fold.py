@@ -15,6 +15,7 @@ from crossrep import frames, kafka
 from crossrep.cli import bootstrap_option
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
+from crossrep.records import RecordLayout
 from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Space, fold_group
 from crossrep.view import LocalView
@@ -23,9 +24,9 @@ DIM = 64
 BATCH = 65_536  # rows made at once
 
 
-def declared(partitions: int, flush: str) -> dict[str, Any]:
+def declared(partitions: int, flush: str, dim: int = DIM) -> dict[str, Any]:
     """A space of one entity with one decayed mean."""
-    column = {"source": "cr", "dim": DIM, "aggregate": "decayed_mean", "half_life": "3d"}
+    column = {"source": "cr", "dim": dim, "aggregate": "decayed_mean", "half_life": "3d"}
     return {"partitions": partitions, "flush": flush, "entities": {"user": {"columns": {"cr": column}}}}
 
 
@@ -37,7 +38,7 @@ def draw_users(random: np.random.Generator, n: int, users: int, zipf: float) -> 
 def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, rows_per_frame: int, seed: int) -> int:
     """Write uncombined rows as frames; returns how many frames. Vectors come from one pool: nothing that is measured looks at values."""
     random = np.random.default_rng(seed)
-    pool = random.normal(size=(BATCH, DIM)).astype(np.float32)
+    pool = random.normal(size=(BATCH, space.sources["cr"])).astype(np.float32)
     producer, sent = kafka.producer(bootstrap), 0
     for first in range(0, rows, BATCH):
         n = min(BATCH, rows - first)
@@ -48,6 +49,8 @@ def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, ro
         for partition, frame in frames.encode(space, batch, rows_per_frame):
             producer.produce(space.frames_topic, frame, partition=partition)
             sent += 1
+        if first // BATCH % 8 == 7:
+            producer.flush(60)  # its queue holds 1 GiB
     if producer.flush(60):
         raise CrossrepError("not all frames were acknowledged")
     return sent
@@ -60,22 +63,27 @@ def fold(space: Space, bootstrap: str, rows: int, *options: str) -> dict[str, fl
         with worker(Path(folder), "fold", space.name, "--bootstrap", bootstrap, "--name", "bench", "--data", folder, *options) as process:
             flowing = process.wait(lambda: process.logged(r"partition \d+ flows"), "no partition flows")
             cpu = process.cpu()
-            process.wait(done, "not all is folded")
+            process.wait(done, "not all is folded", max(600.0, rows / 10_000))
             ended, cpu = time.time(), process.cpu() - cpu
             metrics, peak = process.metrics(), process.peak_rss()
             process.stop()
         with LocalView("user", space.name, bootstrap) as view:
-            view.wait(120)
-            counted = int(view.get(view.ids()).counts.sum())
+            view.wait(600)
+            ids = view.ids()
+            counted = sum(int(view.get(ids[first : first + BATCH]).counts.sum()) for first in range(0, len(ids), BATCH))
     if counted != rows:
         raise CrossrepError(f"{rows} rows were written, but the representations count {counted}")
     million = rows / 1e6
+    records = sum(metrics["fold_records_total"]) / million
+    key = sum(map(len, ids)) / len(ids)
     return {
         "seconds": ended - flowing,
         "rows_per_s": rows / (ended - flowing),
         "with_start_seconds": ended - process.started,
         "cpu_seconds_per_million": cpu / million,
-        "records_per_million": sum(metrics["fold_records_total"]) / million,
+        "records_per_million": records,
+        "record_bytes_per_million": records * (RecordLayout(space, "user").size + key),
+        "keys": len(ids),
         "flushes": sum(metrics["fold_flushes_total"]),
         "peak_rss_mb": peak / 2**20,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,7 +26,7 @@ MOST = {"kafka-streams-once": 1_000_000}  # 130,000 rows/s: more would take minu
 Figures = dict[str, dict[str, float]]
 
 
-def compare(bootstrap: str, load: Load, flush: str) -> Figures:
+def compare(bootstrap: str, load: Load, flush: str, peers: bool) -> Figures:
     """Everybody once, on the same frames, and on records of the same rows: name -> figures."""
     found: Figures = {}
     with space_of(fold.declared(PARTITIONS, flush), bootstrap) as space:
@@ -36,8 +37,10 @@ def compare(bootstrap: str, load: Load, flush: str) -> Figures:
         with _scratch(bootstrap) as sink:
             drained = in_process(drain, bootstrap, [space.frames_topic], sink, records, RecordLayout(space, "user").size)
         found["bare consumer, and as many records written"] = _limit(load, drained)
-        for name in FRAMES:
+        for name in FRAMES if peers else ():
             found[name] = engines.run(name, bootstrap, load.rows, space.frames_topic)
+    if not peers:
+        return found
     names = [name for name in RECORDS if load.rows <= MOST.get(name, load.rows)]
     with engines.topic_for(names[0], bootstrap, load) as topic:
         found["bare consumer of records"] = _limit(load, in_process(drain, bootstrap, [topic]))
@@ -67,31 +70,47 @@ def _scratch(bootstrap: str) -> Iterator[str]:
 @click.option("--rows-per-frame", default=512, show_default=True)
 @click.option("--flush", default="200ms", show_default=True, help="Our flush interval.")
 @click.option("--runs", default=1, show_default=True, help="Medians are reported.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Kafka Streams too, or the limits alone.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A JSON file for all figures; benchmarks.plots draws it.")
 @bootstrap_option
 def main(
-    rows: tuple[int, ...], users: int, zipf: float, rows_per_frame: int, flush: str, runs: int, seed: int, bootstrap: str | None
+    rows: tuple[int, ...],
+    users: int,
+    zipf: float,
+    rows_per_frame: int,
+    flush: str,
+    runs: int,
+    peers: bool,
+    seed: int,
+    out: Path | None,
+    bootstrap: str | None,
 ) -> None:
     """Fold the same rows by crossrep and by Kafka Streams, alternating, beside a bare consumer. Under five minutes.
 
     crossrep and its peers run exactly once, each with an empty disk, from the first row until everything is flushed and committed; every
     run is checked to count every row. How the peers are tuned: benchmarks/peers.
     """
-    for name in (*FRAMES, *RECORDS):
+    for name in (*FRAMES, *RECORDS) if peers else ():
         engines.prepare(name)
     about = {**conditions(), "users": users, "zipf": zipf, "rows_per_frame": rows_per_frame, "flush": flush, "runs": runs}
     headline: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     with cluster(bootstrap) as address:
         for n in rows:
             load = Load(n, users, zipf, seed, rows_per_frame)
-            every = [compare(address, load, flush) for _ in range(runs)]
+            every = [compare(address, load, flush, peers) for _ in range(runs)]
             medians = {name: middle([run[name] for run in every]) for name in every[0]}
             ours = medians["crossrep"]
+            figures[f"{n}"] = {"engines": medians}
             title = f"{n:,} rows, {users:,} users, Zipf {zipf}: median of {runs}"
             report(title, [_line(name, one, ours) for name, one in medians.items()], None)
             times = {name: round(ours["rows_per_s"] / one["rows_per_s"], 3) for name, one in medians.items() if one is not ours}
             cpu = round(ours["cpu_seconds_per_million"], 2)
             headline[f"{n}"] = {"rows_per_s": round(ours["rows_per_s"]), "cpu_us_per_row": cpu, "times": times}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({**about, **figures}, indent=1) + "\n")
     click.echo(json.dumps({**about, **headline}))
 
 

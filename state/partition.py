@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from crossrep import forget, frames, kafka
 from crossrep.algebra import NEVER
 from crossrep.errors import BadFrame
@@ -301,14 +299,15 @@ class Partition:
         records: dict[str, list[Writes]] = {}
         undo: list[bytes] = []
         for entity, layout in self._layouts.items():
-            copy, expired = pending.copies.get(entity), pending.expired.get(entity)
+            copy, expired = pending.copies.get(entity), pending.expired.get(entity, [])
             records[entity] = [copy.writes] if copy else []
-            changed = copy.writes.keys.take(np.flatnonzero(copy.first)).tolist() if copy else []
             if expired:
                 records[entity].append(Writes.of(expired, [b""] * len(expired), layout.size))
-                changed += expired
-            if changed:
-                undo += history.encode(Undo(entity, pending.progress.point, changed, self._store.get(entity, changed)))
+            known = [*(copy.keys(copy.first & ~copy.new) if copy else []), *expired]
+            new = copy.keys(copy.first & copy.new) if copy else []
+            if known or new:
+                former = [*self._store.get(entity, known), *[None] * len(new)]
+                undo += history.encode(Undo(entity, pending.progress.point, [*known, *new], former))
         records = {entity: writes for entity, writes in records.items() if writes}
         ends = self._changelog.commit(Flush(records, pending.progress, undo, pending.dead_letters))
         self._committed = self._committed.advanced(ends, dict.fromkeys(records, pending.progress.offset), time.time())

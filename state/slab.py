@@ -40,6 +40,10 @@ class Copy:
     slots: NDArray[np.int32]
     writes: Writes
     first: NDArray[np.bool_]  # not written since the rewind point: what the store holds of it must go to the history
+    new: NDArray[np.bool_]  # never written: the store holds nothing of it
+
+    def keys(self, which: NDArray[np.bool_]) -> list[bytes]:
+        return self.writes.keys.take(np.flatnonzero(which)).tolist()
 
 
 class Slab:
@@ -148,19 +152,20 @@ class Slab:
         slots = np.flatnonzero(self._dirty).astype(np.int32)
         self._dirty[slots], self._flushing[slots] = False, True
         self.dirty_rows = 0
-        first = self._written[slots] < point
+        written = self._written[slots]
         self._written[slots] = source_offset
-        return self._copy(slots, first)
+        return self._copy(slots, written < point, written < 0)
 
     def copy_behind(self, most: int) -> tuple[Copy, bool]:
         """Up to `most` clean slots that the store lacks, and whether these are all such slots. `stored` takes note that it has them."""
         slots = np.flatnonzero(self._behind & ~(self._dirty | self._flushing)).astype(np.int32)
         some = slots[:most]
-        return self._copy(some, np.zeros(len(some), np.bool_)), len(some) == len(slots)
+        neither = np.zeros(len(some), np.bool_)
+        return self._copy(some, neither, neither), len(some) == len(slots)
 
-    def _copy(self, slots: NDArray[np.int32], first: NDArray[np.bool_]) -> Copy:
+    def _copy(self, slots: NDArray[np.int32], first: NDArray[np.bool_], new: NDArray[np.bool_]) -> Copy:
         records = self._state.records(slots, self._written[slots])
-        return Copy(slots, Writes(self._index.keys(slots), records, self._state.count[slots] == 0), first)
+        return Copy(slots, Writes(self._index.keys(slots), records, self._state.count[slots] == 0), first, new)
 
     def _touch(self, slots: NDArray[np.int32]) -> None:
         algebra.touch(self._dirty, self._used, slots, self._frame)

@@ -152,7 +152,7 @@ def _pipeline_options(command: Command) -> Command:
         ),
         click.option("--combine/--no-combine", default=True, show_default=True, help="Merge rows of one key inside a batch."),
         click.option("--max-delay", default=0.02, show_default=True, help="Seconds a batch waits for more events."),
-        click.option("--max-batch", default=1024, show_default=True, help="Events a batch."),
+        click.option("--max-batch", default=4096, show_default=True, help="Events a batch."),
     ):
         command = option(command)
     return command

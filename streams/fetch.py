@@ -28,7 +28,7 @@ BUFFERED = 6  # runs that wait to be folded, with which the next ones are fetche
 WAIT = 0.05  # seconds a fetch waits for a first frame; a partition that is to flow waits as long
 QUEUED = 16 << 20  # bytes of frames that librdkafka may hold for us
 FETCHED = 1 << 20  # bytes a partition of one answer from a broker
-AT_ONCE = 16  # frames taken from librdkafka by one call
+AT_ONCE = 4  # frames taken from librdkafka by one call
 
 Fetched = tuple[list[Message], list[tuple[int, StateError]]]  # frames, and partitions that lack what they were asked for
 Ahead = tuple[

@@ -48,7 +48,7 @@ class Options:
 
     name: str  # stable name of this worker: transactional id and group membership
     port: int  # of /ready and /metrics
-    max_batch: int = 1024  # messages
+    max_batch: int = 4096  # messages
     max_delay: float = 0.02  # seconds the first message of a batch may wait for others
     combine: bool = True  # merge rows of one key inside a batch
     session_timeout: float = 10.0

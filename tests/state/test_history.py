@@ -72,7 +72,8 @@ class World:
         behind, is_all = self.slab.copy_behind(100)
         assert is_all
         copy = self.slab.copy_dirty(self.offset - 1, self.point.offset)
-        changed = copy.writes.keys.take(np.flatnonzero(copy.first)).tolist() + expired
+        assert not any(key in self.stored for key in copy.keys(copy.new))
+        changed = copy.keys(copy.first) + expired
         self.messages += history.encode(Undo("user", self.point, changed, [self.stored.get(key) for key in changed]))
         put(self.flushed_records, copy.writes)
         for key in expired:
