@@ -18,8 +18,17 @@ lint: $(VENV)/.installed
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 
+# An hour: everything that docs/performance.md shows, side by side. Figures and plots go to docs/performance/.
+BENCH := $(BIN)/python -m benchmarks
 bench: $(VENV)/.installed
-	@for each in fold restore end_to_end; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+	@$(BENCH).quick --runs 3 --out docs/performance/quick.json
+	@$(BENCH).quick --rows 10000000 --users 2000000 --zipf 0 --flush 1s --no-peers --out docs/performance/uniform.json
+	@$(BENCH).quick --rows 10000000 --users 2000000 --flush 1s --no-peers --out docs/performance/zipf.json
+	@$(BENCH).peers
+	@$(BENCH).restore
+	@$(BENCH).end_to_end --load 0.1 --load 0.5 --load 0.9
+	@$(BENCH).growth
+	@$(BENCH).plots
 
 # The headline in minutes: crossrep, Kafka Streams, and the limits, on the same rows. The last line is JSON.
 bench-quick: $(VENV)/.installed

@@ -120,7 +120,10 @@ class Fold:
         """More for the agent, when it has nearly nothing left."""
         while self._queue.qsize() > BUFFERED:
             await asyncio.sleep(LOOK)
-        return await self._fetch.runs()
+        try:
+            return await self._fetch.runs()
+        except Exception as error:  # Faust would stop its fetching, and wait for ever
+            _die("fetching frames", error)
 
     def _restart(self) -> None:
         for number in self._fetch.flowing:
