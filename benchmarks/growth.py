@@ -33,7 +33,7 @@ class Case:
     users: int = 100_000
     zipf: float = 1.2
     dim: int = fold.DIM
-    rows_per_frame: int = 512
+    rows_per_frame: int = 1024
     partitions: int = 4
 
 
@@ -47,7 +47,7 @@ def cases(rows: int, far: bool) -> dict[str, dict[float, Case]]:
     return {
         "keys": keys,
         "dims": {n: replace(base, dim=n) for n in (32, 64, 128, 256, 512)},
-        "rows_per_frame": {n: replace(base, rows_per_frame=n) for n in (32, 128, 512, 2048, 4096)},
+        "rows_per_frame": {n: replace(base, rows_per_frame=n) for n in (32, 128, 512, 1024, 4096)},
         "skew": {zipf: replace(base, zipf=zipf) for zipf in (0, 1.1, 1.2, 1.5, 2.0)},
         "partitions": {n: replace(base, partitions=n) for n in (1, 2, 4, 8, 16, 32)},
     }
@@ -133,7 +133,7 @@ def table(axis: str, about: dict[str, Any], points: list[dict[str, Any]]) -> Tab
 def main(rows: int, only: tuple[str, ...], far: bool, runs: int, seed: int, out: Path, bootstrap: str | None) -> None:
     """Measure what a row costs one fold worker along each axis: keys, dims, rows per frame, skew, partitions on the worker.
 
-    One axis at a time, from one base case: 64 dims of float16, Zipf 1.2 over 100,000 users, 512 rows a frame, 4 partitions, flush 200 ms,
+    One axis at a time, from one base case: 64 dims of float16, Zipf 1.2 over 100,000 users, 1,024 rows a frame, 4 partitions, flush 200 ms,
     --rows rows. From the moment the first partition flows until the last frame is committed, with an empty disk and new topics in each run;
     every run is checked to count every row once.
 
@@ -150,6 +150,7 @@ def main(rows: int, only: tuple[str, ...], far: bool, runs: int, seed: int, out:
     found: dict[Case, list[Figures]] = {case: [] for case in todo}
     measured: dict[str, Any] = {}
     with cluster(bootstrap) as address, Progress(console=console) as bar:
+        fold.warm_up(address)
         task = bar.add_task("folding", total=runs * sum(case.rows for case in todo))
         for run in range(1, runs + 1):
             for case in todo:

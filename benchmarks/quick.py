@@ -67,7 +67,7 @@ def _scratch(bootstrap: str) -> Iterator[str]:
 @click.option("--rows", multiple=True, type=int, default=(1_000_000, 5_000_000), show_default=True, help="May be repeated.")
 @click.option("--users", default=100_000, show_default=True)
 @click.option("--zipf", default=1.2, show_default=True, help="Exponent of the users' activity; 0: all alike.")
-@click.option("--rows-per-frame", default=512, show_default=True)
+@click.option("--rows-per-frame", default=1024, show_default=True)
 @click.option("--flush", default="200ms", show_default=True, help="Our flush interval.")
 @click.option("--runs", default=1, show_default=True, help="Medians are reported.")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Kafka Streams too, or the limits alone.")
@@ -97,6 +97,7 @@ def main(
     headline: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     with cluster(bootstrap) as address:
+        fold.warm_up(address)
         for n in rows:
             load = Load(n, users, zipf, seed, rows_per_frame)
             every = [compare(address, load, flush, peers) for _ in range(runs)]

@@ -17,7 +17,7 @@ from crossrep.cli import bootstrap_option
 @click.option("--only", multiple=True, type=click.Choice(list(engines.PEERS)), help="These peers; may be repeated. Default: all.")
 @click.option("--users", default=100_000, show_default=True)
 @click.option("--zipf", default=1.2, show_default=True, help="Exponent of the users' activity.")
-@click.option("--rows-per-frame", default=512, show_default=True)
+@click.option("--rows-per-frame", default=1024, show_default=True)
 @click.option("--runs", default=3, show_default=True, help="Medians are reported.")
 @click.option("--seed", default=0, show_default=True)
 @bootstrap_option

@@ -31,7 +31,7 @@ class Load:
     users: int = 100_000
     zipf: float = 1.2
     seed: int = 0
-    rows_per_frame: int = 512
+    rows_per_frame: int = 1024
 
 
 @contextmanager
