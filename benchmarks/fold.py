@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.common import cluster, committed, conditions, console, drain, in_process, middle, report, space_of, worker
 from crossrep import frames, kafka
+from crossrep.aggregates import combine
 from crossrep.cli import bootstrap_option
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
@@ -35,8 +36,12 @@ def draw_users(random: np.random.Generator, n: int, users: int, zipf: float) -> 
     return (random.zipf(zipf, n) % users if zipf else random.integers(0, users, n)).tolist()  # type: ignore[no-any-return]
 
 
-def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, rows_per_frame: int, seed: int) -> int:
-    """Write uncombined rows as frames; returns how many frames. Vectors come from one pool: nothing that is measured looks at values."""
+def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, rows_per_frame: int, seed: int, combined: int = 0) -> int:
+    """Write rows as frames; returns how many frames. Vectors come from one pool: nothing that is measured looks at values.
+
+    Args:
+        combined: so many events at a time have those of one user merged, as `crossrep infer` does with its batches; 0: none are.
+    """
     random = np.random.default_rng(seed)
     pool = random.normal(size=(BATCH, space.sources["cr"])).astype(np.float32)
     producer, sent = kafka.producer(bootstrap), 0
@@ -46,9 +51,12 @@ def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, ro
         times = 1.6e9 + np.arange(first, first + n, dtype=np.float64) / 1000
         column = ColumnRows(pool[:n], np.ones(n), times, np.ones(n, np.bool_))
         batch = Rows("user", keys, times, np.ones(n, np.int64), {"cr": column})
-        for partition, frame in frames.encode(space, batch, rows_per_frame):
-            producer.produce(space.frames_topic, frame, partition=partition)
-            sent += 1
+        starts = range(0, n, combined or n)
+        parts = [combine(space, batch.take(np.arange(at, min(at + combined, n)))) for at in starts] if combined else [batch]
+        for part in parts:
+            for partition, frame in frames.encode(space, part, rows_per_frame):
+                producer.produce(space.frames_topic, frame, partition=partition)
+                sent += 1
         if first // BATCH % 8 == 7:
             producer.flush(60)  # its queue holds 1 GiB
     if producer.flush(60):
@@ -102,24 +110,35 @@ def warm_up(bootstrap: str) -> None:
 @click.option("--zipf", default=1.2, show_default=True, help="Exponent of the users' activity; 0: all alike.")
 @click.option("--partitions", default=4, show_default=True)
 @click.option("--rows-per-frame", default=1024, show_default=True)
+@click.option("--combined", default=0, help="Events of which those of one user are merged before they are framed.  [default: none are]")
 @click.option("--flush", default="200ms", show_default=True, help="The space's flush interval.")
 @click.option("--runs", default=3, show_default=True, help="Medians are reported.")
 @click.option("--seed", default=0, show_default=True)
 @bootstrap_option
 def main(
-    rows: int, users: int, zipf: float, partitions: int, rows_per_frame: int, flush: str, runs: int, seed: int, bootstrap: str | None
+    rows: int,
+    users: int,
+    zipf: float,
+    partitions: int,
+    rows_per_frame: int,
+    combined: int,
+    flush: str,
+    runs: int,
+    seed: int,
+    bootstrap: str | None,
 ) -> None:
-    """Fold uncombined rows of 64 float16 with one worker, alternating with a bare consumer of the same topic.
+    """Fold rows of 64 float16 with one worker, alternating with a bare consumer of the same topic.
 
     From the moment the first partition flows until the last frame is committed, with an empty disk and new topics in each run.
     """
-    about = {**conditions(), "rows": rows, "users": users, "zipf": zipf, "partitions": partitions, "flush": flush, "runs": runs}
+    about = {**conditions(), "rows": rows, "users": users, "zipf": zipf, "partitions": partitions, "flush": flush, "combined": combined}
+    about["runs"] = runs
     drained, folded = [], []
     with cluster(bootstrap) as address:
         warm_up(address)
         for run in range(runs):
             with space_of(declared(partitions, flush), address) as space:
-                written = preload(space, address, rows, users, zipf, rows_per_frame, seed)
+                written = preload(space, address, rows, users, zipf, rows_per_frame, seed, combined)
                 drained.append(in_process(drain, address, [space.frames_topic]))
                 folded.append(fold(space, address, rows))
             console.print(f"run {run + 1}: {folded[-1]['rows_per_s']:,.0f} rows/s; bare {rows / drained[-1]['seconds']:,.0f}", style="dim")

@@ -137,9 +137,8 @@ def main(rows: int, only: tuple[str, ...], far: bool, runs: int, seed: int, out:
     --rows rows. From the moment the first partition flows until the last frame is committed, with an empty disk and new topics in each run;
     every run is checked to count every row once.
 
-    Along keys users are all alike, so that keys really occur; where they are over 500,000, rows are twice as many. Along dims rows become
-    fewer as they become longer, so that bytes stay the same: what every run costs whatever its rows, about a second and a tenth of one of
-    CPU, and first meetings with a key, weigh the more.
+    Along keys users are all alike, so that keys really occur; where they are over 500,000, rows are twice as many. What every run costs
+    whatever its rows is about a second and a tenth of one of CPU.
 
     The figures go to --out, which keeps axes that are not measured now, and are drawn beside it (python -m benchmarks.plots draws them
     again). 20 points of some fifteen seconds each, for every run.

@@ -35,7 +35,7 @@ STYLE: dict[Any, Any] = {
 # for, or what came of it.
 GROWTH = {
     "keys": ("keys that occur, all alike", 10, "keys"),
-    "dims": ("dims; the longer, the fewer rows", 2, "value"),
+    "dims": ("dims", 2, "value"),
     "rows_per_frame": ("rows a frame, on average", 2, "rows_per_frame"),
     "skew": ("Zipf exponent; 0: all users alike", 0, "value"),
     "partitions": ("partitions on one worker", 2, "value"),

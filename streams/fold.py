@@ -87,6 +87,7 @@ class Fold:
         self._restores = asyncio.Semaphore(memory.RESTORES)
         self._threads = ThreadPoolExecutor(max(4, space.partitions), "partition")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flushing: set[int] = set()  # partitions whose flush is to begin
         self._fencing: set[asyncio.Future[Any]] = set()
         self._stopping = False
         self.app = _faust_app(space, bootstrap, options, folder)
@@ -153,11 +154,18 @@ class Fold:
             if not self._fetch.current(run):
                 return
         partition.fold(offset, work, append_time)
-        if partition.dirty_rows > self.options.flush_rows and not self._lock_of(run.partition).locked():
-            self._start(self._flush(run.partition))
+        if partition.dirty_rows > self.options.flush_rows:
+            self._flush_soon(run.partition)
+
+    def _flush_soon(self, number: int) -> None:
+        """In the background, unless a flush of this partition is under way or about to begin."""
+        if number not in self._flushing and not self._lock_of(number).locked():
+            self._flushing.add(number)
+            self._start(self._flush(number))
 
     async def _flush(self, number: int) -> None:
         async with self._lock_of(number):
+            self._flushing.discard(number)
             partition = self.partitions.get(number)
             if partition is None or not partition.unflushed:
                 return
@@ -173,8 +181,8 @@ class Fold:
         while True:
             await asyncio.sleep(self.space.flush)
             for number in self._fetch.flowing:
-                if self.partitions[number].unflushed and not self._lock_of(number).locked():
-                    self._start(self._flush(number))
+                if self.partitions[number].unflushed:
+                    self._flush_soon(number)
 
     async def watch_topics(self) -> None:
         """End the process when a topic of ours is deleted or created anew: what we write would go into something else.
