@@ -21,7 +21,7 @@ lint: $(VENV)/.installed
 # An hour: everything that docs/performance.md shows, side by side. Figures and plots go to docs/performance/.
 BENCH := $(BIN)/python -m benchmarks
 bench: $(VENV)/.installed
-	@$(BENCH).quick --runs 3 --out docs/performance/quick.json
+	@$(BENCH).quick --rows 1000000 --rows 5000000 --rows 15000000 --runs 3 --out docs/performance/quick.json
 	@$(BENCH).quick --rows 10000000 --users 2000000 --zipf 0 --flush 1s --no-peers --out docs/performance/uniform.json
 	@$(BENCH).quick --rows 10000000 --users 2000000 --flush 1s --no-peers --out docs/performance/zipf.json
 	@$(BENCH).peers
