@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -235,7 +234,17 @@ def middle(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def conditions() -> dict[str, Any]:
     """What the figures depend on: the machine, and the load it already has."""
-    return {"cores": os.cpu_count(), "cpu_busy_before": psutil.cpu_percent(1.0) / 100, "python": platform.python_version()}
+    busy = psutil.cpu_percent(1.0) / 100
+    return {"machine": machine(), "cores": os.cpu_count(), "cpu_busy_before": busy, "python": platform.python_version()}
+
+
+def machine() -> str:
+    """Its processor and memory, in words."""
+    model = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    return f"{psutil.cpu_count()} cores, {model}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def report(title: str, lines: list[tuple[str, str, str]], figures: dict[str, Any] | None) -> None:

@@ -51,9 +51,8 @@ def preload(space: Space, bootstrap: str, rows: int, users: int, zipf: float, ro
         times = 1.6e9 + np.arange(first, first + n, dtype=np.float64) / 1000
         column = ColumnRows(pool[:n], np.ones(n), times, np.ones(n, np.bool_))
         batch = Rows("user", keys, times, np.ones(n, np.int64), {"cr": column})
-        starts = range(0, n, combined or n)
-        parts = [combine(space, batch.take(np.arange(at, min(at + combined, n)))) for at in starts] if combined else [batch]
-        for part in parts:
+        for at in range(0, n, combined or n):
+            part = combine(space, batch.take(np.arange(at, min(at + combined, n)))) if combined else batch
             for partition, frame in frames.encode(space, part, rows_per_frame):
                 producer.produce(space.frames_topic, frame, partition=partition)
                 sent += 1

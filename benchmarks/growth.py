@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
-import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 from rich.progress import Progress
 from rich.table import Table
 
@@ -82,15 +78,6 @@ def point(value: float, case: Case, runs: list[Figures]) -> dict[str, Any]:
     }
 
 
-def machine() -> str:
-    """Its processor and memory, in words."""
-    model = platform.processor() or platform.machine()
-    with suppress(OSError):
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        model = found[1] if found else model
-    return f"{psutil.cpu_count()} cores, {model}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
-
-
 def save(path: Path, measured: dict[str, Any]) -> None:
     """Put these axes into the file; axes that were not measured stay as they are, each under its own conditions."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +105,7 @@ def table(axis: str, about: dict[str, Any], points: list[dict[str, Any]]) -> Tab
 
 
 @click.command()
-@click.option("--rows", default=1_000_000, show_default=True, help="Of the base case; fewer, longer rows along dims; more for many keys.")
+@click.option("--rows", default=1_000_000, show_default=True, help="Of the base case; more for many keys.")
 @click.option("--only", multiple=True, type=click.Choice(AXES), help="This axis; may be repeated. Default: all.")
 @click.option("--far", is_flag=True, help="Also 10^7 keys: 20 times as many rows, 15 GB of disk, 10 GB of memory.")
 @click.option("--runs", default=3, show_default=True, help="Medians are reported.")
@@ -145,7 +132,7 @@ def main(rows: int, only: tuple[str, ...], far: bool, runs: int, seed: int, out:
     """
     chosen = {axis: points for axis, points in cases(rows, far).items() if axis in (only or AXES)}
     todo = list(dict.fromkeys(case for points in chosen.values() for case in points.values()))
-    about = {**conditions(), "machine": machine(), "base_rows": rows, "flush": FLUSH, "seed": seed}
+    about = {**conditions(), "base_rows": rows, "flush": FLUSH, "seed": seed}
     found: dict[Case, list[Figures]] = {case: [] for case in todo}
     measured: dict[str, Any] = {}
     with cluster(bootstrap) as address, Progress(console=console) as bar:

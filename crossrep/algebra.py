@@ -60,14 +60,6 @@ def fold_decayed(mean, weight, time, slots, vectors, weights, times, present, ha
 
 
 @_jit
-def touch(dirty, used, slots, frame):  # type: ignore[no-untyped-def]
-    """Take note that the frame of this number has touched these slots."""
-    for i in range(len(slots)):
-        dirty[slots[i]] = True
-        used[slots[i]] = frame
-
-
-@_jit
 def fold_latest(vector, time, slots, vectors, times, present):  # type: ignore[no-untyped-def]
     """Keep the newest vector, in place. `vector` is float32 [capacity, dim]."""
     dim = vector.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from importlib.resources import files
@@ -128,9 +129,11 @@ def decode(space: Space, value: bytes | None, append_time: float = np.inf, parti
         raise BadFrame("length", f"{n} rows; 1 to {ROWS_LIMIT} are allowed")
     times = _array(frame["times"], np.float64, n, "times")
     _check_times(times, append_time, "times")
-    counts = _array(frame["counts"], np.int64, n, "counts") if frame["counts"] else _COUNTS[:n]
-    if frame["counts"] and (counts.min() < 1 or counts.max() > 2**40):
-        raise BadFrame("count", f"counts from {counts.min()} to {counts.max()}; a row stands for 1 to 2^40 events")
+    counts = _COUNTS[:n]
+    if frame["counts"]:
+        counts = _array(frame["counts"], np.int64, n, "counts")
+        if counts.min() < 1 or counts.max() > 2**40:
+            raise BadFrame("count", f"counts from {counts.min()} to {counts.max()}; a row stands for 1 to 2^40 events")
     blocks = [_decode_vectors(block, n, i) for i, block in enumerate(frame["vectors"])]
     given = {column["name"]: column for column in frame["columns"]}
     if set(given) != set(entity.columns) or len(frame["columns"]) != len(given):
@@ -194,7 +197,7 @@ def _decode_column(
     weights = _WEIGHTS[:n]
     if column["weights"]:
         weights = _array(column["weights"], np.float64, n, f"{name}.weights")
-        if algebra.first_outside(weights, sys.float_info.min * sys.float_info.epsilon, WEIGHT_LIMIT) >= 0:
+        if algebra.first_outside(weights, math.ulp(0.0), WEIGHT_LIMIT) >= 0:
             wrong = present & ~((weights > 0) & (weights <= WEIGHT_LIMIT))
             if wrong.any():
                 row = int(np.flatnonzero(wrong)[0])

@@ -255,7 +255,12 @@ class Partition:
         """Is there anything for a flush to do?"""
         if self.progress != self._flushed or self._must_catch_up or any(sweep.under_way for sweep in self._sweeps.values()):
             return True
-        return self._late and any(slab.behind for slab in self._slabs.values())
+        return self._late and self._behind
+
+    @property
+    def _behind(self) -> bool:
+        """Does the store lack anything that is committed?"""
+        return any(slab.behind for slab in self._slabs.values())
 
     @property
     def _late(self) -> bool:
@@ -270,11 +275,11 @@ class Partition:
     def copy(self) -> Pending:
         """What is dirty now. Folding may go on as soon as this returns."""
         if self.progress.append_time - self.progress.point.append_time >= self._space.history / history.POINTS:
-            if not any(slab.behind for slab in self._slabs.values()):
+            if self._behind:
+                self._must_catch_up = True  # and the next flush makes the point
+            else:
                 # What is dirty changed since the last flush, and the store holds what it was then: that is where the point must be.
                 self.progress = replace(self.progress, point=self._flushed.as_point())
-            else:
-                self._must_catch_up = True  # and the next flush makes the point
         expired = {}
         for entity, sweep in self._sweeps.items():
             self._slabs[entity].expire(self.progress.stream_time - sweep.expire_after)

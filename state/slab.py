@@ -22,10 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import algebra
 from crossrep.aggregates import Aggregates
 from crossrep.algebra import NEVER
-from crossrep.keys import MISSING, KeyIndex, Keys
+from crossrep.keys import MISSING, KeyIndex, Keys, _jit
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
 from state.writes import Writes
@@ -81,14 +80,17 @@ class Slab:
         room = self._limit - self._index.size
         if len(rows) <= room:
             return True
-        missing = int(np.count_nonzero(self._index.find(rows.keys) == MISSING))
+        _, missing = self._index.look_up(rows.keys)
         evictable = self._evictable()
         pinned = len(rows) - missing
         return missing <= room + max(evictable - pinned, 0) or evictable == self._index.size
 
     def _evictable(self) -> int:
-        kept = int(np.count_nonzero(self._dirty | self._flushing | self._behind))
-        return self._index.size - kept
+        return self._index.size - int(np.count_nonzero(self._kept()))
+
+    def _kept(self) -> NDArray[np.bool_]:
+        """The slots whose record the store does not hold."""
+        return self._dirty | self._flushing | self._behind
 
     @property
     def crowded(self) -> bool:
@@ -104,7 +106,7 @@ class Slab:
         self._frame += 1
         slots, missing = self._index.look_up(rows.keys)
         if missing:
-            self._load_missing(rows.keys, slots)
+            self._load_missing(rows.keys, slots, missing)
         if expired_before > NEVER:
             self._state.clear(slots[self._state.event_time[slots] < expired_before])
         self._state.fold(slots, rows)
@@ -168,7 +170,7 @@ class Slab:
         return Copy(slots, Writes(self._index.keys(slots), records, self._state.count[slots] == 0), first, new)
 
     def _touch(self, slots: NDArray[np.int32]) -> None:
-        algebra.touch(self._dirty, self._used, slots, self._frame)
+        _mark(self._dirty, self._used, slots, self._frame)
         self.dirty_rows += len(slots)
 
     def flushed(self, copy: Copy) -> None:
@@ -190,8 +192,7 @@ class Slab:
         """Does the changelog hold anything that the store does not?"""
         return bool(self._behind.any())
 
-    def _load_missing(self, keys: Keys, slots: NDArray[np.int32]) -> None:
-        wanted = int(np.count_nonzero(slots == MISSING))
+    def _load_missing(self, keys: Keys, slots: NDArray[np.int32], wanted: int) -> None:
         if wanted > self.capacity - self._index.size:  # count keys, not rows, before anything is evicted for them
             wanted = len(set(keys.take(np.flatnonzero(slots == MISSING)).tolist()))
             self._make_room(wanted, pinned=slots[slots != MISSING])
@@ -221,9 +222,8 @@ class Slab:
 
     def _evict(self, wanted: int, pinned: NDArray[np.int32]) -> None:
         held = self._index.slots()
-        clean = ~(self._dirty[held] | self._flushing[held] | self._behind[held])
         self._used[pinned] = self._frame
-        victims = held[clean & (self._used[held] < self._frame)]
+        victims = held[~self._kept()[held] & (self._used[held] < self._frame)]
         count = min(len(victims), max(wanted, self.capacity // 16))  # some more than wanted, so that eviction is rare
         if count < len(victims):
             victims = victims[np.argpartition(self._used[victims], count)[:count]]
@@ -238,3 +238,11 @@ class Slab:
         self._behind = np.append(self._behind, np.zeros(more, np.bool_))
         self._used = np.append(self._used, np.zeros(more, np.int64))
         self._written = np.append(self._written, np.full(more, -1, np.int64))
+
+
+@_jit
+def _mark(dirty, used, slots, frame):  # type: ignore[no-untyped-def]
+    """Take note that the frame of this number has touched these slots."""
+    for i in range(len(slots)):
+        dirty[slots[i]] = True
+        used[slots[i]] = frame

@@ -23,7 +23,7 @@ from streams.fetch import Run
 # Seconds after which aiokafka gives up membership because nobody fetches with it. Nobody does.
 MAX_POLL_INTERVAL = 1e9
 
-Fetch = Callable[[], Awaitable[list[Run]]]
+NextRuns = Callable[[], Awaitable[list[Run]]]
 Restart = Callable[[], None]
 
 
@@ -53,7 +53,7 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]
         self.transport.restart()
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        for run in await self.transport.fetch():
+        for run in await self.transport.next_runs():
             yield TP(self.transport.topic, run.partition), self._to_message(run)
 
     def _to_message(self, run: Run) -> ConsumerMessage:
@@ -75,17 +75,17 @@ class Transport(driver.Transport):  # type: ignore[misc]
 
     Consumer = _Consumer
     topic: str
-    fetch: Fetch
+    next_runs: NextRuns
     restart: Restart
 
 
-def install(app: Any, topic: str, fetch: Fetch, restart: Restart) -> None:
+def install(app: Any, topic: str, next_runs: NextRuns, restart: Restart) -> None:
     """Make the app use this transport. Call before the app starts.
 
     Args:
-        fetch: gives the next runs of `topic`, none if none came for a moment.
+        next_runs: gives the next runs of `topic`, none if none came for a moment.
         restart: what was fetched until now may be lost; all that flows must flow anew.
     """
     transport = Transport(app.conf.broker_consumer, app)
-    transport.topic, transport.fetch, transport.restart = topic, fetch, restart
+    transport.topic, transport.next_runs, transport.restart = topic, next_runs, restart
     app.transport = transport

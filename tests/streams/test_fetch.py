@@ -109,6 +109,17 @@ async def until(fetch: Fetch, reached: Callable[[list[Run]], bool], seconds: flo
     return runs
 
 
+async def overtaken(fetch: Fetch, partitions: set[int], order: Callable[[], None]) -> list[Run]:
+    """What came of these partitions before the order, and of a fetch that was under way then."""
+    for partition in partitions:
+        fetch.flow(partition, 0)
+    runs = await until(fetch, lambda runs: {run.partition for run in runs} == partitions)
+    under_way = asyncio.create_task(fetch.runs())
+    await asyncio.sleep(0)
+    order()
+    return runs + await under_way
+
+
 def run_with(written: Written, check: Callable[[Fetch], Awaitable[None]]) -> None:
     async def main() -> None:
         async with written.fetched() as fetch:
@@ -144,13 +155,7 @@ def test_what_flows_comes_complete_in_order_and_once(written: Written) -> None:
 
 def test_a_new_position_voids_what_was_fetched_before_it(written: Written) -> None:
     async def check(fetch: Fetch) -> None:
-        fetch.flow(0, 0)
-        fetch.flow(1, 0)
-        old = await until(fetch, lambda runs: {run.partition for run in runs} == {0, 1})
-        under_way = asyncio.create_task(fetch.runs())
-        await asyncio.sleep(0)
-        fetch.flow(0, written.end(0) - 1)
-        old += await under_way
+        old = await overtaken(fetch, {0, 1}, lambda: fetch.flow(0, written.end(0) - 1))
         assert {run.partition for run in old if fetch.current(run)} == {1}
         new = await until(fetch, lambda runs: any(run.partition == 0 for run in runs))
         assert frames_of(new)[0] == written.committed[0][-1:]
@@ -159,14 +164,11 @@ def test_a_new_position_voids_what_was_fetched_before_it(written: Written) -> No
 
 
 def test_a_hold_voids_everything_and_stops_it(written: Written) -> None:
-    async def check(fetch: Fetch) -> None:
-        fetch.flow(0, 0)
-        fetch.flow(2, 0)
-        old = await until(fetch, lambda runs: {run.partition for run in runs} == {0, 2})
-        under_way = asyncio.create_task(fetch.runs())
-        await asyncio.sleep(0)
+    def hold(fetch: Fetch) -> None:
         assert fetch.hold() == {0, 2} and fetch.flowing == set() and fetch.hold() == set()
-        old += await under_way
+
+    async def check(fetch: Fetch) -> None:
+        old = await overtaken(fetch, {0, 2}, lambda: hold(fetch))
         later = [await fetch.runs() for _ in range(5)]
         assert not any(fetch.current(run) for run in itertools.chain(old, *later)) and later[2:] == [[]] * 3
         fetch.flow(2, 0)
