@@ -38,9 +38,16 @@ class Columns:
         return numbers
 
     def keys(self, name: str, rows: NDArray[np.int64]) -> Keys:
-        """A string field of these rows, 1 to 64 bytes each, as keys."""
+        """A string field of these rows, 1 to 64 bytes each, or an enum, as keys."""
         i = self.names[name]
+        if name in self.symbols:
+            return Keys.of(self.symbols[name]).take(self.values[i, rows])
         return Keys.cut(np.frombuffer(self.data, np.uint8), self.starts[i, rows], self.values[i, rows])
+
+    def empty(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these rows have "" in a string field: bool [n]."""
+        none: NDArray[np.bool_] = (self.of(name)[rows] == 0) & (name not in self.symbols)
+        return none
 
     def texts(self, name: str, rows: NDArray[np.int64]) -> list[str]:
         """A string or enum field of these rows."""
@@ -57,7 +64,7 @@ class ColumnDecoder:
 
     Args:
         codecs: of the schemas. Their fields are strings, longs and enums; a default is "" or a symbol.
-        fields: which to decode; in the newest version of every schema, and of the same type there.
+        fields: which to decode. A schema that lacks one has "" there; those that have it agree on its type.
 
     Raises:
         ValueError: a field is of another type.
@@ -65,7 +72,7 @@ class ColumnDecoder:
 
     def __init__(self, codecs: Sequence[Codec], fields: Sequence[str]):
         self.names = {name: i for i, name in enumerate(fields)}
-        newest = {field["name"]: field for field in codecs[0].newest["fields"]}
+        newest = {field["name"]: field for codec in codecs for field in codec.newest["fields"]}
         self.symbols = {name: tuple(newest[name]["type"]["symbols"]) for name in fields if _type_of(newest[name]) == _ENUM}
         versions = [(kind, header, schema) for kind, codec in enumerate(codecs) for header, schema in codec.versions.items()]
         width = max(len(schema["fields"]) for _, _, schema in versions)

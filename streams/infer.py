@@ -62,18 +62,22 @@ class Infer:
         self._topics = [space.inputs.impressions, space.inputs.clicks]
         self._kinds = np.array(["impression", "click"])
         self._codecs = [codec(kind) for kind in self._kinds.tolist()]
-        self._decoder = ColumnDecoder(self._codecs, ["user_id", "item_id", "event_time", "scenario", "branch"])
+        known = {field["name"] for codec in self._codecs for field in codec.newest["fields"] if field["name"] != "event_time"}
+        # What no event names is left to other writers of the space.
+        self._keys = {entity: space.key_field(entity) for entity in space.entities if space.key_field(entity) in known}
+        self._optional = sorted({"scenario", *self._keys.values()} - {"user_id", "item_id", "branch"})
+        self._decoder = ColumnDecoder(self._codecs, ["user_id", "item_id", "event_time", "branch", *self._optional])
 
     def read(self, messages: Sequence[Message]) -> Batch:
         """Decode, check, look up features."""
         kinds = np.fromiter(map(self._topics.index, map(Message.topic, messages)), np.int8, len(messages))
         columns = self._decoder.decode(list(map(Message.value, messages)), kinds)
         appended = np.array([message.timestamp()[1] for message in messages])
-        good = columns.sure & _within_bounds(columns, appended)
+        good = columns.sure & _within_bounds(columns, appended, self._optional)
         refused: list[tuple[Message, BadRecord]] = []
         for i in np.flatnonzero(~good).tolist():
             try:
-                check_event(self._codecs[kinds[i]].decode(messages[i].value()), appended[i] / 1000)
+                check_event(self._codecs[kinds[i]].decode(messages[i].value()), appended[i] / 1000, self._optional)
                 if not columns.whole[i]:
                     raise BadRecord("undecodable", "written in a way that Avro's specification does not know")
                 good[i] = True
@@ -104,10 +108,9 @@ class Infer:
             return Output([], batch.refused)
         sources, finite, refused = narrowed(self._space, batch.messages, {name: outputs[name] for name in self._space.sources})
         output = Output([], batch.refused + refused)
-        for entity in self._space.entities:
-            field = self._space.key_field(entity)
+        for entity, field in self._keys.items():
             # Only an entity keyed by an optional field can have no id here; such an event does not count for it.
-            taken = finite[batch.columns.of(field)[batch.places[finite]] > 0]
+            taken = finite[~batch.columns.empty(field, batch.places[finite])]
             if len(taken):
                 chosen = sources if len(taken) == len(batch.places) else {name: array[taken] for name, array in sources.items()}
                 keys = batch.columns.keys(field, batch.places[taken])
@@ -115,20 +118,23 @@ class Infer:
         return output
 
 
-def _within_bounds(columns: Columns, appended: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _within_bounds(columns: Columns, appended: NDArray[np.int64], optional: Sequence[str]) -> NDArray[np.bool_]:
     """What `check_event` checks, of all events at once: bool [n]. `appended` is in ms since 1970."""
-    users, items, times = columns.of("user_id"), columns.of("item_id"), columns.of("event_time")
-    good: NDArray[np.bool_] = (users > 0) & (users <= MAX_KEY_BYTES) & (items > 0) & (items <= MAX_KEY_BYTES)
-    good &= columns.of("scenario") <= MAX_KEY_BYTES
-    good &= (times >= 0) & (times <= appended + int(1000 * CLOCK_SKEW))
+    times = columns.of("event_time")
+    good: NDArray[np.bool_] = (times >= 0) & (times <= appended + int(1000 * CLOCK_SKEW))
+    for name in ("user_id", "item_id"):
+        good &= columns.of(name) > 0
+    for name in ("user_id", "item_id", *optional):
+        good &= columns.of(name) <= MAX_KEY_BYTES
     return good
 
 
-def check_event(event: dict[str, Any], append_time: float) -> None:
+def check_event(event: dict[str, Any], append_time: float, optional: Sequence[str] = ("scenario",)) -> None:
     """What must hold of an event behind its schema.
 
     Args:
         append_time: the broker's time of the message, seconds since 1970.
+        optional: fields that may be empty, but must not be longer than a key.
 
     Raises:
         BadEvent: an id is missing or too long ("id"), the time is before 1970 or over five minutes after the append time ("time").
@@ -136,8 +142,9 @@ def check_event(event: dict[str, Any], append_time: float) -> None:
     for name in ("user_id", "item_id"):
         if not event[name] or _too_long(event[name]):
             raise BadEvent("id", f"{name} {event[name]!r}: 1 to {MAX_KEY_BYTES} bytes are allowed")
-    if _too_long(event["scenario"]):
-        raise BadEvent("id", f"scenario {event['scenario']!r} is longer than {MAX_KEY_BYTES} bytes")
+    for name in optional:
+        if _too_long(event.get(name, "")):
+            raise BadEvent("id", f"{name} {event[name]!r} is longer than {MAX_KEY_BYTES} bytes")
     if not 0 <= event["event_time"] <= (append_time + CLOCK_SKEW) * 1000:
         raise BadEvent("time", f"event_time {event['event_time']} ms: before 1970, or over 5 minutes after it was appended")
 

@@ -100,6 +100,8 @@ def test_keys_are_cut_out_of_the_values() -> None:
     columns = DECODER.decode([codec("impression").encode(event) for event in events], np.zeros(9, np.int8))
     assert columns.keys("user_id", np.array([7, 0, 3])).tolist() == [events[n]["user_id"].encode() for n in (7, 0, 3)]
     assert len(columns.keys("user_id", np.array([], np.int64))) == 0
+    assert columns.keys("branch", np.array([1, 2])).tolist() == [b"ad", b"ad"]
+    assert columns.empty("scenario", np.arange(9)).all() and not columns.empty("branch", np.arange(9)).any()
 
 
 def test_a_symbol_that_only_the_writer_knows_becomes_the_default(tmp_path: Path) -> None:

@@ -402,3 +402,23 @@ def test_a_batch_of_nothing_but_bad_vectors_gives_no_rows() -> None:
     messages = [message(space.inputs.clicks, event("click", user_id="1", item_id="1"), offset) for offset in range(3)]
     output = infer.rows(infer.forward(infer.read(messages)))
     assert output.rows == [] and len(output.refused) == 3
+
+
+def test_entities_keyed_by_what_only_some_events_have() -> None:
+    from tests.cluster import SPEC as PLAIN
+
+    seen = '[entities.{0}.columns.seen]\nsource = "cr"\ndim = 8\naggregate = "latest"\n'
+    text = (
+        PLAIN.format(name="fake", partitions=1) + '[entities.shown]\nkey = "impression_id"\n' + seen.format("shown") + seen.format("seller")
+    )
+    space = Space.parse(text)
+    infer = Infer(space, Fake(), Table(), Table())  # type: ignore[arg-type]
+    values = [
+        (space.inputs.impressions, event(user_id="0", item_id="0")),
+        (space.inputs.clicks, event("click", user_id="0", item_id="0", impression_id="é" * 32)),
+        (space.inputs.clicks, event("click", user_id="0", item_id="0", impression_id="é" * 33)),
+    ]
+    output = infer.rows(infer.forward(infer.read([message(topic, value, offset) for offset, (topic, value) in enumerate(values)])))
+    assert [(refused.offset(), error.reason) for refused, error in output.refused] == [(2, "id")]
+    rows = {rows.entity: rows.keys.tolist() for rows in output.rows}
+    assert rows == {"user": [b"0", b"0"], "item": [b"0", b"0"], "shown": ["é".encode() * 32]}  # no event names a seller
