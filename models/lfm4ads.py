@@ -16,12 +16,13 @@ Our own choices, because no text we could reach states them:
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ from torch.nn import functional
 from crossrep.errors import ModelError
 from models.features import BRANCHES, EVENT_FIELDS, Features
 from models.upstream import read_manifest
+
+log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 ARCHITECTURE = {"embedding": 10, "cross_layers": 3, "hidden": 256, "ur": 32, "ir": 32, "cr": 64}
@@ -119,14 +122,12 @@ def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 class LFM4Ads:
     """A trained triple tower as an `UpstreamModel`, on the CPU. The caller decides on threads (`torch.set_num_threads`)."""
 
-    def __init__(self, name: str, fields: Features, network: TripleTower, *, dtype: Dtype = "float32"):
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"dtype must be auto, float32 or bfloat16, not {dtype!r}")
+    def __init__(self, name: str, fields: Features, network: TripleTower, *, dtype: Literal["float32", "bfloat16"] = "float32"):
         self.name = name
         self.fields = fields
         self.features: Mapping[str, tuple[str, ...]] = fields.names
         self.network = network.eval().requires_grad_(False)
-        if dtype == "bfloat16" or (dtype == "auto" and has_fast_bfloat16()):
+        if dtype == "bfloat16":
             self.network.to(torch.bfloat16)
         self.outputs: Mapping[str, int] = {
             "ur": last(network.user_tower).out_features,
@@ -178,6 +179,22 @@ def has_fast_bfloat16() -> bool:
         return False
 
 
+def agree(a: LFM4Ads, b: LFM4Ads, events: int = 512) -> bool:
+    """Do two models give the same vectors for random events, to a cosine of .99 once what all vectors share is taken off?"""
+    rng = np.random.default_rng(0)
+    drawn = [
+        np.stack([rng.integers(0, field.size, events) for field in a.fields.fields[kind]], axis=1) + a.fields.offsets[kind]
+        for kind in ("user", "item", "event")
+    ]
+    rows = [rows.astype(np.int32) for rows in drawn]
+    ours, theirs = a.forward(*rows), b.forward(*rows)
+    for name, vectors in ours.items():
+        x, y = vectors - vectors.mean(axis=0), theirs[name] - vectors.mean(axis=0)
+        if ((x * y).sum(axis=1) < 0.99 * np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)).any():
+            return False
+    return True
+
+
 def build(fields: Features, architecture: Mapping[str, int]) -> TripleTower:
     """An untrained network for these fields; seed torch first if it matters."""
     user, item, event = (len(fields.fields[kind]) for kind in ("user", "item", "event"))
@@ -208,7 +225,23 @@ def save(
 
 
 def load(folder: Path, *, dtype: Dtype = "float32") -> LFM4Ads:
-    """The model that `save` wrote to `folder`. `dtype="auto"` is bfloat16 where the CPU is fast at it."""
+    """The model that `save` wrote to `folder`. `dtype="auto"` is bfloat16 where the CPU is fast at it and the vectors stay the same."""
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype must be auto, float32 or bfloat16, not {dtype!r}")
+    if dtype != "auto":
+        return _load(folder, dtype)
+    exact = _load(folder, "float32")
+    if not has_fast_bfloat16():
+        return exact
+    fast = _load(folder, "bfloat16")
+    if agree(exact, fast):
+        log.info("the model computes in bfloat16: its vectors are the same as in float32")
+        return fast
+    log.warning("the model computes in float32: in bfloat16 its vectors are others")
+    return exact
+
+
+def _load(folder: Path, dtype: Literal["float32", "bfloat16"]) -> LFM4Ads:
     manifest = read_manifest(folder)
     try:
         name, architecture, digests = manifest["name"], manifest["architecture"], manifest["sha256"]

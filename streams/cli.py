@@ -225,7 +225,11 @@ def train(source: str, folder: Path | None, out: Path, **simulated: int) -> None
 @_pipeline_options
 @click.option("--threads", default=1, show_default=True, help="CPU threads of the model.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", show_default=True, help="Never mix two in one space."
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of the model. auto: bfloat16 where the CPU multiplies it in hardware and the model's vectors stay the same, else float32.",
 )
 def infer(space: str, folder: Path, threads: int, dtype: str, verbose: bool, bootstrap: str | None, **options: Any) -> None:
     """Run the upstream model over impressions and clicks, and write frames, exactly once.
