@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.common import cluster, committed, conditions, console, drain, in_process, report, space_of, worker
-from benchmarks.end_to_end import declared, simulated
+from benchmarks.common import ROOT, cluster, committed, conditions, console, drain, in_process, report, space_of, worker
 from crossrep.cli import bootstrap_option
 from crossrep.errors import CrossrepError
 from models import upstream
-from models.datasets import Dataset
+from models.datasets import Dataset, simulator
 from streams.infer import group_of
 from streams.publish import publish_events, publish_features
+
+FIELDS = (30, 11)  # of a user and of an item, as many as KuaiRand has
 
 
 def widened(dataset: Dataset, user: int, item: int, seed: int) -> Dataset:
@@ -38,10 +40,17 @@ def widened(dataset: Dataset, user: int, item: int, seed: int) -> Dataset:
 
 
 def dataset_of(events: int, users: int, items: int, fields: tuple[int, int], seed: int) -> Dataset:
-    return widened(simulated(events, users, items, seed), *fields, seed)
+    return widened(simulator.simulate(events=events, users=users, items=items, seed=seed), *fields, seed)
+
+
+def declared(partitions: int | None) -> dict[str, Any]:
+    """The demo's space: users and items, two decayed means and a latest vector each."""
+    spec = tomllib.loads((ROOT / "spaces" / "kuairand-v1.toml").read_text())
+    return {**spec, "partitions": partitions or spec["partitions"]}
 
 
 def train(folder: str, *args: Any) -> None:
+    """A model of the same users and items, trained on few impressions: how well it predicts is not measured here."""
     from models import train as training
 
     training.train(dataset_of(20_000, *args), Path(folder), baseline=False, progress=False)
@@ -53,20 +62,14 @@ def bare(folder: str, dtype: str, batch: int, seconds: float = 4.0) -> float:
 
     torch.set_num_threads(1)
     model = upstream.load(folder, dtype=dtype)
-    rng = np.random.default_rng(0)
-    rows = [len(model.features[kind]) for kind in ("user", "item", "event")]
-    users, items = (
-        np.concatenate([model.encode(kind, [str(n)], [{}]) for n in range(1000)])[rng.integers(0, 1000, 64 * batch)]
-        for kind in ("user", "item")
-    )
+    chosen = np.random.default_rng(0).integers(0, 1000, 64 * batch)
+    users, items = (model.encode(kind, [str(n) for n in range(1000)], [{}] * 1000)[chosen] for kind in ("user", "item"))
     events = model.encode_events(["feed"] * batch, ["content"] * batch, np.full(batch, 1.6e9))
-    assert [users.shape[1], items.shape[1], events.shape[1]] == rows
-    done, started = 0, 0.0
-    while not started or time.monotonic() < started + seconds:
+    model.forward(users[:batch], items[:batch], events)
+    done, started = 0, time.monotonic()
+    while time.monotonic() < started + seconds:
         start = done % 64 * batch
         model.forward(users[start : start + batch], items[start : start + batch], events)
-        if not started:
-            done, started = -1, time.monotonic()  # the first one compiles and allocates
         done += 1
     return done * batch / (time.monotonic() - started)
 
@@ -75,7 +78,7 @@ def bare(folder: str, dtype: str, batch: int, seconds: float = 4.0) -> float:
 @click.option("--events", default=400_000, show_default=True, help="Simulated impressions; clicks come on top.")
 @click.option("--users", default=20_000, show_default=True)
 @click.option("--items", default=5_000, show_default=True)
-@click.option("--fields", type=(int, int), default=(30, 11), show_default=True, help="Of a user and of an item; the default is KuaiRand's.")
+@click.option("--fields", type=(int, int), default=FIELDS, show_default=True, help="Of a user and of an item; the default is KuaiRand's.")
 @click.option("--dtype", "dtypes", multiple=True, default=("float32", "bfloat16"), show_default=True)
 @click.option("--max-batch", default=4096, show_default=True)
 @click.option("--seed", default=0, show_default=True)
