@@ -28,6 +28,7 @@ The flow, and the commands in the order you meet them:
   crossrep fold SPACE                    frames → one exactly-once average per user and item
   crossrep publish kuairand DIR          events (or: crossrep simulate)
   crossrep get user 17 --space SPACE     what a reader sees
+  crossrep snapshot SPACE                the state as Parquet, exact at recorded offsets
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order
@@ -159,6 +160,8 @@ def main() -> None:
         click.secho(f"crossrep: {error}", fg="red", err=True)
         sys.exit(1)
 
+
+from crossrep import cli_analysts as cli_analysts  # noqa: E402  adds the analysts' commands to those above
 
 if __name__ == "__main__":
     main()
