@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 from rich.table import Table
 
 from crossrep import kafka, spaces
-from crossrep.cli import bootstrap_option, cli, console
+from crossrep.cli import bootstrap_option, cli, console, space_option
+from crossrep.errors import DataError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -73,3 +77,48 @@ def snapshots(space: str, url: str | None) -> None:
     console.print(table)
     if not table.row_count:
         console.print(f"none of {space!r} in {store.url}. Take one: crossrep snapshot {space}")
+
+
+@cli.command()
+@click.argument("query")
+@space_option
+@place_option("--from")
+@click.option("--snapshot", "id", metavar="ID", help="Which one: see `crossrep snapshots`. Default: the newest.")
+@click.option(
+    "--format", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True, help="json: an object a line."
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of the terminal; parquet needs one.")
+def sql(query: str, space: str, url: str | None, id: str | None, format: str, out: Path | None) -> None:
+    """Ask a snapshot in SQL (DuckDB): crossrep sql "select id, count from user order by count desc limit 10" --space kuairand-v1.
+
+    \b
+    There is a view for every entity, named like it. Macros:
+      cosine(a, b)                             of two vectors
+      half_life('user.cr')                     of a column, in seconds
+      confidence(weight, time, at, half_life)  the weight that is left at a time;
+                                               without half_life where the space has only one
+    "describe user" lists what a view holds. Only queries are taken, and nothing but the snapshot's files is needed: no Kafka.
+    """
+    from crossrep import sql as questions
+    from crossrep.snapshots import Store
+
+    if format == "parquet" and out is None:
+        raise click.UsageError("--format parquet needs a file: --out FILE")
+    store = Store(url, space)
+    manifest = store.find(id)
+    answer = questions.ask(store, manifest, query)
+    if format == "parquet":
+        questions.write_parquet(answer, manifest, str(out))
+        return
+    try:
+        with out.open("w", encoding="utf-8") if out else nullcontext(click.get_text_stream("stdout")) as file:
+            if format == "table":
+                shown, more = questions.table(answer, manifest)
+                print_to = Console(file=file, width=250) if out else console
+                print_to.print(shown)
+                if more:
+                    print_to.print(f"and {more:,} rows more: limit the query, or take --format csv", style="dim")
+            else:
+                (questions.write_csv if format == "csv" else questions.write_json)(answer, manifest, file)
+    except OSError as error:
+        raise DataError(f"{out or 'the output'} cannot be written: {error}") from None
