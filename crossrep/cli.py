@@ -30,6 +30,7 @@ The flow, and the commands in the order you meet them:
   crossrep get user 17 --space SPACE     what a reader sees
   crossrep snapshot SPACE                the state as Parquet, exact at recorded offsets
   crossrep sql "select ..."              SQL over a snapshot
+  crossrep drift                         what moved between two snapshots
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order

@@ -122,3 +122,34 @@ def sql(query: str, space: str, url: str | None, id: str | None, format: str, ou
                 (questions.write_csv if format == "csv" else questions.write_json)(answer, manifest, file)
     except OSError as error:
         raise DataError(f"{out or 'the output'} cannot be written: {error}") from None
+
+
+@cli.command()
+@click.argument("a", required=False)
+@click.argument("b", required=False)
+@space_option
+@place_option("--from")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Histograms too: FILE.png, .svg or .pdf.")
+def drift(a: str | None, b: str | None, space: str, url: str | None, plot: Path | None) -> None:
+    """What moved between snapshots A and B: crossrep drift 20260101T000000.000000Z 20260102T000000.000000Z --space kuairand-v1.
+
+    Without A and B: the two newest. Without B: A and the newest. For every column: the keys it covers, how many came, went and changed,
+    the angle and the distance between the two mean vectors, the median length of vectors, and how far each key's own vector has turned.
+    """
+    from crossrep import drift as drifts
+    from crossrep.snapshots import Store
+
+    store = Store(url, space)
+    if a is None:
+        ids = [found.id for found in store.published()]
+        if len(ids) < 2:
+            raise DataError(f"{len(ids)} snapshots of space {space!r} in {store.url}: two are needed. Take one: crossrep snapshot {space}")
+        a, b = ids[-2:]
+    first, second = store.find(a), store.find(b)
+    with console.status("comparing"):
+        found = drifts.drift(store, first, second)
+    console.print(f"{first.id} → {second.id}")
+    console.print(drifts.table(found))
+    if plot is not None:
+        drifts.plot(found, first, second, str(plot))
+        console.print(f"plotted: {plot}")
