@@ -153,3 +153,38 @@ def drift(a: str | None, b: str | None, space: str, url: str | None, plot: Path 
     if plot is not None:
         drifts.plot(found, first, second, str(plot))
         console.print(f"plotted: {plot}")
+
+
+@cli.command()
+@click.argument("entity")
+@click.argument("id")
+@space_option
+@bootstrap_option
+@click.option("-n", "last", type=click.IntRange(min=1), default=50, show_default=True, help="Show the last so many.")
+def history(entity: str, id: str, space: str, bootstrap: str | None, last: int) -> None:
+    """What happened to a key: crossrep history user 17 --space kuairand-v1.
+
+    Every frame that holds it, replayed in order, and every order to forget it, as far back as frames are retained. Of each column: the
+    weight that the frame adds → the weight that is held then, and |the length of the mean|; both as the retained frames alone give them.
+    """
+    from rich.progress import Progress
+
+    from crossrep import key_history
+
+    address = kafka.bootstrap_servers(bootstrap)
+    known = spaces.find(space, address).space
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"reading {known.frames_topic}", total=None)
+        found = key_history.history(known, entity, id.encode(), address, lambda offsets: progress.advance(task, offsets))
+    if found.happened:
+        console.print(key_history.table(found, known, entity, last))
+    shown = f"the last {last:,} of them" if len(found.happened) > last else "all of them"
+    console.print(
+        f"{len(found.happened):,} entries in {known.frames_topic}[{found.partition}], offsets {found.first:,} to {found.end:,}: {shown}"
+    )
+    if found.record is None:
+        console.print(f"{entity} {id} is not held now")
+    else:
+        console.print(f"{entity} {id} has {int(found.record['count'][0]):,} events now")
+        if found.older > 0:
+            console.print(f"{found.older:,} of them are of frames that are not retained any more")
