@@ -32,6 +32,7 @@ The flow, and the commands in the order you meet them:
   crossrep sql "select ..."              SQL over a snapshot
   crossrep drift                         what moved between two snapshots
   crossrep history user 17               what happened to a key
+  crossrep import SPACE --into NAME      seed a new space with a snapshot
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order

@@ -188,3 +188,33 @@ def history(entity: str, id: str, space: str, bootstrap: str | None, last: int) 
         console.print(f"{entity} {id} has {int(found.record['count'][0]):,} events now")
         if found.older > 0:
             console.print(f"{found.older:,} of them are of frames that are not retained any more")
+
+
+@cli.command("import")
+@click.argument("source", metavar="SPACE")
+@click.option("--into", required=True, metavar="NAME", help="The published space to seed.")
+@click.option("--snapshot", "id", metavar="ID", help="Which one: see `crossrep snapshots`. Default: the newest.")
+@click.option("--add", is_flag=True, help="Also into a space that holds frames already; their events are added up.")
+@place_option("--from")
+@bootstrap_option
+def import_snapshot(source: str, into: str, id: str | None, add: bool, url: str | None, bootstrap: str | None) -> None:
+    """Seed a space with a snapshot of SPACE: crossrep import kuairand-v1 --into kuairand-v2.
+
+    For another number of partitions, or a new name. Both must declare the same columns. The rows go through the space's frames topic, as
+    partials, for its fold workers; each exactly once: an import that was interrupted goes on where it was when the command is repeated.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from crossrep import seeding
+    from crossrep.snapshots import Store
+
+    address = kafka.bootstrap_servers(bootstrap)
+    store, space = Store(url, source), spaces.find(into, address).space
+    manifest = store.find(id)
+    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=manifest.rows)
+        written = seeding.seed(store, manifest, space, address, add, lambda rows: progress.advance(task, rows))
+    before = manifest.rows - written
+    console.print(f"{written:,} rows of snapshot {manifest.id} written to {space.frames_topic}; {before:,} were there already")
+    console.print(f"they are in once its fold workers have folded them: crossrep fold {into}")
