@@ -211,13 +211,13 @@ def runs(bootstrap: str, topic: str, bounds: Mapping[int, tuple[int, int]]) -> I
     Raises:
         CrossrepError: the cluster does not answer for a minute, or refuses.
     """
-    client = consumer(bootstrap, config=ENDS)
+    client = consumer(bootstrap, config={**ENDS, "fetch.wait.max.ms": 10})  # that long the broker keeps quiet about an end
     try:
         left = {number for number, (first, end) in bounds.items() if end > first}
         client.assign([TopicPartition(topic, number, bounds[number][0]) for number in left])
         heard = time.monotonic()
         while left:
-            batch = client.consume(10_000, 0.05)
+            batch = client.consume(10_000, 0.02)
             if batch:
                 heard = time.monotonic()
             elif time.monotonic() - heard > RETRY_FOR:

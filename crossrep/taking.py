@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from crossrep import changelog, parquet
+from crossrep import changelog, parquet, spaces
 from crossrep.algebra import NEVER
 from crossrep.errors import CrossrepError
 from crossrep.snapshots import Manifest, Part, Store, new_id
@@ -39,7 +39,7 @@ def take(published: Published, bootstrap: str, store: Store, progressed: Progres
             found = [_take_part(space, entity, number, bootstrap, store, id, progressed) for number in range(space.partitions)]
             parts[entity] = [part for part, _ in found]
             times[entity] = max((time for _, time in found if time > NEVER), default=None)
-        changelog.refuse_changed(published, entities, bootstrap)
+        changelog.refuse_changed(spaces.find(space.name, bootstrap), entities, bootstrap)
         manifest = Manifest(
             id=id,
             space=space.name,

@@ -93,6 +93,9 @@ def test_a_column_of_the_spec_may_be_called_id() -> None:
 
 
 def test_it_is_what_a_view_holds_without_what_was_aborted_or_deleted(bootstrap: str, space: Space, store: Store) -> None:
+    empty = snapshot(space, bootstrap, store)
+    assert empty.rows == 0 and empty.stream_times == {"user": None, "item": None} and store.find() == empty
+    assert [part.source_offset for part in empty.parts["user"]] == [-1, -1] and rows(store, empty, "user") == {}
     log = Changelog(space, bootstrap)
     log.put("user", [f"u{i}" for i in range(3000)], 1)
     log.put("user", [f"u{i}" for i in range(1000)], 2)
@@ -122,14 +125,8 @@ def test_it_is_what_a_view_holds_without_what_was_aborted_or_deleted(bootstrap: 
     assert rows(store, last, "user") == seen(bootstrap, space, "user") and b"later" in rows(store, last, "user")
 
 
-def test_nothing_written_yet_is_a_snapshot_of_no_rows(bootstrap: str, space: Space, store: Store) -> None:
-    taken = snapshot(space, bootstrap, store)
-    assert taken.rows == 0 and taken.stream_times == {"user": None, "item": None} and store.find() == taken
-    assert [part.source_offset for part in taken.parts["user"]] == [-1, -1] and rows(store, taken, "user") == {}
-
-
 def test_while_frames_flow_and_a_worker_is_killed(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
-    space, path = new_space(bootstrap, tmp_path)
+    space, path = new_space(bootstrap, tmp_path, partitions=2)
     store, load, port = Store(str(tmp_path / "s"), space.name), Load(space, bootstrap), free_port()
     worker = workers.fold(path, port=port)
     wait_for(lambda: ready(port), "the worker is ready")
@@ -148,8 +145,10 @@ def test_while_frames_flow_and_a_worker_is_killed(bootstrap: str, workers: Worke
             taken = [snapshot(space, bootstrap, store)]
         worker.send_signal(signal.SIGKILL)
         taken.append(snapshot(space, bootstrap, store))  # a transaction may be open
-        workers.fold(path, "heir")
-        wait_for(lambda: taken.append(snapshot(space, bootstrap, store)) or ends(taken[-1]) > ends(taken[1]), "the heir writes", 40, 0.5)
+        workers.fold(path)
+        wait_for(
+            lambda: taken.append(snapshot(space, bootstrap, store)) or ends(taken[-1]) > ends(taken[1]), "the next one writes", 40, 0.5
+        )
     finally:
         stop.set()
         flowing.join()
@@ -292,14 +291,11 @@ def test_the_commands(bootstrap: str, space: Space, tmp_path: Path) -> None:
     assert listed.count("100 user, 0 item") == 1 and Store(str(tmp_path / "s"), space.name).find().id in listed
     assert CliRunner().invoke(cli, ["snapshot", space.name, "--keep", "0"], env=environment).exit_code == 2
 
-
-def test_on_what_is_no_file_system(bootstrap: str, space: Space) -> None:
-    """Object stores have neither folders nor renames; fsspec's own memory stands for them, so that the whole path runs."""
-    Changelog(space, bootstrap).put("user", list(range(100)), 1)
-    store = Store("memory://bucket/snapshots", space.name)
-    taken = [snapshot(space, bootstrap, store) for _ in range(2)]
-    assert rows(store, store.find(), "user") == seen(bootstrap, space, "user")
-    assert store.retain(1) == [taken[0].id] and store.ids() == [taken[1].id]
+    # Object stores have neither folders nor renames; fsspec's own memory stands for them, so that the whole path runs.
+    remote = Store("memory://bucket/snapshots", space.name)
+    taken = [snapshot(space, bootstrap, remote) for _ in range(2)]
+    assert rows(remote, remote.find(), "user") == seen(bootstrap, space, "user")
+    assert remote.retain(1) == [taken[0].id] and remote.ids() == [taken[1].id]
 
 
 def test_what_is_not_installed_is_named() -> None:
