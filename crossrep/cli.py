@@ -28,6 +28,11 @@ The flow, and the commands in the order you meet them:
   crossrep fold SPACE                    frames → one exactly-once average per user and item
   crossrep publish kuairand DIR          events (or: crossrep simulate)
   crossrep get user 17 --space SPACE     what a reader sees
+  crossrep snapshot SPACE                the state as Parquet, exact at recorded offsets
+  crossrep sql "select ..."              SQL over a snapshot
+  crossrep drift                         what moved between two snapshots
+  crossrep history user 17               what happened to a key
+  crossrep import SPACE --into NAME      seed a new space with a snapshot
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order
@@ -159,6 +164,8 @@ def main() -> None:
         click.secho(f"crossrep: {error}", fg="red", err=True)
         sys.exit(1)
 
+
+from crossrep import cli_analysts as cli_analysts  # noqa: E402  adds the analysts' commands to those above
 
 if __name__ == "__main__":
     main()

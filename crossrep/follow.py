@@ -175,7 +175,7 @@ class Follower:
         return [TopicPartition(self.topic, number, position) for number, position in self._positions.items()]
 
     def _start(self, client: Consumer) -> None:
-        described = _describe(self.topic, self._bootstrap)
+        described = describe(self.topic, self._bootstrap)
         self._topic_id = str(described.topic_id)
         for number in (partition.id for partition in described.partitions):
             self._positions[number], self._ends[number] = kafka.watermarks(client, self.topic, number)
@@ -193,7 +193,7 @@ class Follower:
                 reached[number] = self._ends[number] = message.offset()
                 self._behind.discard(number)
             elif error.code() in LOST:
-                self._check_id(str(_describe(self.topic, self._bootstrap).topic_id))
+                self._check_id(str(describe(self.topic, self._bootstrap).topic_id))
                 raise TopicError(
                     f"offset {self._positions[number]} of partition {number}, the next to be read, is no longer in the topic: records were "
                     f"deleted or lost before they were seen here. {_ANEW}"
@@ -281,7 +281,14 @@ class _Probe:
         return None if min(ends.values()) < 0 else ends  # negative, without an error: no answer in time
 
 
-def _describe(topic: str, bootstrap: str) -> TopicDescription:
+def describe(topic: str, bootstrap: str) -> TopicDescription:
+    """A topic's id and partitions.
+
+    Raises:
+        TopicError: there is no such topic.
+        CrossrepError: the cluster does not answer for a minute, or refuses.
+    """
+
     def ask() -> TopicDescription:
         admin = kafka.admin(bootstrap)
         return admin.describe_topics(TopicCollection([topic]), request_timeout=PROBE_TIMEOUT)[topic].result()

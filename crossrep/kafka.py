@@ -205,37 +205,47 @@ def is_end(message: Any) -> bool:
     return message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF
 
 
-def messages(bootstrap: str, topic: str, bounds: Mapping[int, tuple[int, int]]) -> Iterator[Any]:
-    """Everything committed within `bounds` (partition -> first and next offset), per partition in order.
+def runs(bootstrap: str, topic: str, bounds: Mapping[int, tuple[int, int]]) -> Iterator[list[Any]]:
+    """Everything committed within `bounds` (partition -> first and next offset), per partition in order, in runs of up to 10,000.
 
     Raises:
         CrossrepError: the cluster does not answer for a minute, or refuses.
     """
-    client = consumer(bootstrap, config=ENDS)
+    client = consumer(bootstrap, config={**ENDS, "fetch.wait.max.ms": 10})  # that long the broker keeps quiet about an end
     try:
         left = {number for number, (first, end) in bounds.items() if end > first}
         client.assign([TopicPartition(topic, number, bounds[number][0]) for number in left])
         heard = time.monotonic()
         while left:
-            batch = client.consume(1000, 0.05)
+            batch = client.consume(10_000, 0.02)
             if batch:
                 heard = time.monotonic()
             elif time.monotonic() - heard > RETRY_FOR:
                 raise CrossrepError(f"reading {topic}: the cluster has not answered for {RETRY_FOR:.0f} s")
+            run = []
             for message in batch:
-                number = message.partition()
-                if is_end(message):
+                number, error = message.partition(), message.error()
+                if error is None:
+                    if number in left:
+                        if message.offset() < bounds[number][1]:
+                            run.append(message)
+                        else:
+                            left.discard(number)
+                elif is_end(message):
                     if message.offset() >= bounds[number][1]:  # a new leader may show an earlier end for a moment
                         left.discard(number)
-                elif message.error():
-                    if message.error().code() not in TRANSIENT and not message.error().retriable():
-                        raise CrossrepError(f"reading {topic}[{number}]: {message.error().str()}")
-                elif number in left and message.offset() < bounds[number][1]:
-                    yield message
-                elif number in left:
-                    left.discard(number)
+                elif error.code() not in TRANSIENT and not error.retriable():
+                    raise CrossrepError(f"reading {topic}[{number}]: {error.str()}")
+            if run:
+                yield run
     finally:
         client.close()
+
+
+def messages(bootstrap: str, topic: str, bounds: Mapping[int, tuple[int, int]]) -> Iterator[Any]:
+    """The messages of `runs`, one by one."""
+    for run in runs(bootstrap, topic, bounds):
+        yield from run
 
 
 def bounds(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:

@@ -76,7 +76,7 @@ class RecordLayout:
             BadRecord: a value has another length or another header; says which.
         """
         blob = b"".join(values)
-        if len(blob) != self.size * len(values) or any(len(value) != self.size for value in values):
+        if not set(map(len, values)) <= {self.size}:
             wrong = next(i for i, value in enumerate(values) if len(value) != self.size)
             raise BadRecord("length", f"{place} {wrong} has {len(values[wrong])} bytes, not the {self.size} of this space's {self.entity}")
         records = np.frombuffer(blob, self.dtype)

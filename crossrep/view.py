@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,17 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrep import algebra, kafka, spaces
-from crossrep.errors import CrossrepError, SpaceError
+from crossrep.errors import SpaceError
 from crossrep.follow import Follower
-from crossrep.keys import MISSING, KeyIndex, Keys
-from crossrep.records import RecordLayout
+from crossrep.keys import MISSING, Keys
 from crossrep.spec import Space
+from crossrep.table import RecordTable
 
 Id = str | bytes | int
-
-_SLOTS = 1024  # of an empty index
-_INDEX_BYTES = 86  # KeyIndex, a slot
-_IN_PLACE = sys.platform == "linux"  # has mremap
 
 
 @dataclass(frozen=True)
@@ -91,13 +84,8 @@ class LocalView:
         if entity not in self.space.entities:
             raise SpaceError(f"space {space!r} has no entity {entity!r}; it has {', '.join(self.space.entities)}")
         self.entity = entity
-        self._layout = RecordLayout(self.space, entity)
-        self._lock = threading.Lock()
-        self._max_bytes = max_bytes
-        self._index = KeyIndex(_SLOTS)
-        self._table = _Table(self._layout.dtype)  # a record for every slot in use, and some in reserve
-        self._stream_time = -np.inf
-        self._follower = Follower(self.space.representations_topic(entity), self._apply, address)
+        self._table = RecordTable(self.space, entity, max_bytes)
+        self._follower = Follower(self.space.representations_topic(entity), self._table.apply, address)
 
     def get(self, ids: Sequence[Id], at: float | None = None) -> Representations:
         """Look ids up, as they are now; does not wait (see `wait`).
@@ -111,17 +99,17 @@ class LocalView:
         """
         self._follower.check()
         keys = Keys.of(ids)
-        with self._lock:
-            slots = self._index.find(keys)
+        with self._table.lock:
+            slots = self._table.index.find(keys)
             records = self._table.records[np.maximum(slots, 0)]
-            moment = self._stream_time if at is None else at
+            moment = self._table.stream_time if at is None else at
         return self._answer(slots != MISSING, records, moment)
 
     def ids(self) -> list[str]:
         """Every id held, in no particular order."""
         self._follower.check()
-        with self._lock:
-            return [key.decode(errors="replace") for key in self._index.keys(self._index.slots()).tolist()]
+        with self._table.lock:
+            return [key.decode(errors="replace") for key in self._table.index.keys(self._table.index.slots()).tolist()]
 
     def nearest(self, column: str, to: Id | NDArray[np.floating], k: int = 10) -> list[tuple[str, float]]:
         """The k ids whose vectors have the greatest cosine with an id's vector (itself left out) or with a given vector.
@@ -129,22 +117,22 @@ class LocalView:
         Raises:
             KeyError: the id is not held, or the column has no vector.
         """
-        if column not in self._layout.columns or not self._layout.columns[column].dim:
-            raise KeyError(f"{self.entity} has no vectors {column!r}; it has {[n for n, c in self._layout.columns.items() if c.dim]}")
+        if column not in self._table.layout.columns or not self._table.layout.columns[column].dim:
+            raise KeyError(f"{self.entity} has no vectors {column!r}; it has {[n for n, c in self._table.layout.columns.items() if c.dim]}")
         self._follower.check()
-        with self._lock:
-            slots = self._index.slots()
+        with self._table.lock:
+            slots = self._table.index.slots()
             itself = -1
             if isinstance(to, np.ndarray):
                 target = to.astype(np.float32)
             else:
-                itself = int(self._index.find(Keys.of([to]))[0])
+                itself = int(self._table.index.find(Keys.of([to]))[0])
                 if itself == MISSING:
                     raise KeyError(f"{self.entity} {to!r} is not held")
                 target = self._table.records[itself][column].copy()
             slots = slots[slots != itself]
             vectors = np.ascontiguousarray(self._table.records[column][slots])
-            keys = self._index.keys(slots)
+            keys = self._table.index.keys(slots)
         norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(target)
         cosines = np.divide(vectors @ target, norms, out=np.zeros(len(vectors), np.float32), where=norms > 0)
         best = np.argsort(-cosines, kind="stable")[:k]
@@ -154,17 +142,17 @@ class LocalView:
     def __len__(self) -> int:
         """Ids held."""
         self._follower.check()
-        return self._index.size
+        return self._table.index.size
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of table and index."""
-        return self._table.records.nbytes + self._index.capacity * _INDEX_BYTES
+        return self._table.memory_bytes
 
     @property
     def record_bytes(self) -> int:
         """Bytes of one record."""
-        return self._layout.size
+        return self._table.layout.size
 
     @property
     def caught_up(self) -> bool:
@@ -188,7 +176,7 @@ class LocalView:
     def stream_time(self) -> float:
         """The newest event time in any record, seconds since 1970; -inf while there is none."""
         self._follower.check()
-        return self._stream_time
+        return self._table.stream_time
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until caught up with what was in the topic when the view started. Raises TimeoutError after `timeout` seconds."""
@@ -204,58 +192,9 @@ class LocalView:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _apply(self, names: list[bytes], values: list[bytes | None]) -> None:
-        newest = dict(zip(names, values))  # within a run, only the last record of a key matters
-        kept = {name: value for name, value in newest.items() if value}
-        gone = [name for name, value in newest.items() if not value]
-        held = self._index.size
-        wanted = held + len(kept)
-        try:
-            records = self._layout.decode(list(kept.values()), f"a record of {self._follower_topic}:")
-            keys = Keys.of(list(kept))
-            with self._lock:
-                dropped = self._index.find(Keys.of(gone))
-                self._index.remove(dropped[dropped != MISSING])
-                slots = self._index.find(keys)
-                wanted = self._index.size + int(np.count_nonzero(slots == MISSING))
-                self._make_room(wanted)
-                self._index.insert(keys, slots)
-                self._table.records[slots] = records
-                if len(records):
-                    self._stream_time = max(self._stream_time, float(records["event_time"].max()))
-        except MemoryError:
-            limit = "this process cannot have them" if self._max_bytes is None else f"max_bytes is {self._max_bytes:,}"
-            raise CrossrepError(
-                f"no memory for {wanted:,} {self.entity} keys of space {self.space.name!r}: {held:,} are held, in {self.memory_bytes:,} "
-                f"bytes; {self._bytes_for(wanted):,} would be needed, and {limit}. Give the reader more memory, or let it read a "
-                f"space that declares fewer or shorter columns for {self.entity}"
-            ) from None
-
-    @property
-    def _follower_topic(self) -> str:
-        return self.space.representations_topic(self.entity)
-
-    def _make_room(self, keys: int) -> None:
-        """Room for so many keys in index and table. Raises MemoryError."""
-        if self._max_bytes is not None and self._bytes_for(keys) > self._max_bytes:
-            raise MemoryError
-        if keys > self._index.capacity:
-            self._index.grow(_slots(keys))
-        if keys > len(self._table.records):
-            self._table.grow(_rows(keys))
-
-    def _bytes_for(self, keys: int) -> int:
-        """The most that index and table take on the way to so many keys."""
-        index, table = self._index.capacity * _INDEX_BYTES, self._table.records.nbytes
-        larger_index = max(index, _slots(keys) * _INDEX_BYTES)
-        larger_table = max(table, _rows(keys) * self._layout.size)
-        index_grows = index + larger_index + table if larger_index > index else 0
-        table_grows = larger_index + larger_table + (table if larger_table > table and not _IN_PLACE else 0)
-        return max(index_grows, table_grows)
-
     def _answer(self, found: NDArray[np.bool_], records: NDArray[np.void], at: float) -> Representations:
         columns = {}
-        for name, column in self._layout.columns.items():
+        for name, column in self._table.layout.columns.items():
             times = np.where(found, records[f"{name}_time"], algebra.NEVER)
             vectors = np.where(found[:, None], records[name], np.float32(0)) if column.dim else np.empty((len(found), 0), np.float32)
             weights = np.full(len(found), np.nan)
@@ -267,42 +206,3 @@ class LocalView:
         counts = np.where(found, records["count"], 0).astype(np.int64)
         offsets = np.where(found, records["source_offset"], -1).astype(np.int64)
         return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), offsets, at, columns)
-
-
-class _Table:
-    """`records` that can become more; on Linux where they lie, without a copy of them beside.
-
-    Whoever reads them holds the view's lock and takes copies: memory that is looked at cannot be moved.
-    """
-
-    def __init__(self, dtype: np.dtype[np.void]):
-        self.records = np.zeros(1, dtype)
-        if _IN_PLACE:
-            self._memory = mmap.mmap(-1, dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self.records = np.frombuffer(self._memory, dtype)
-
-    def grow(self, rows: int) -> None:
-        """Raises MemoryError, and is then as it was."""
-        if not _IN_PLACE:
-            larger = np.zeros(rows, self.records.dtype)
-            larger[: len(self.records)] = self.records
-            self.records = larger
-            return
-        dtype = self.records.dtype
-        self.records = np.zeros(0, dtype)
-        try:
-            self._memory.resize(rows * dtype.itemsize)
-        except OSError:
-            raise MemoryError from None
-        finally:
-            self.records = np.frombuffer(self._memory, dtype)
-
-
-def _slots(keys: int) -> int:
-    """Of an index for so many keys; its hash table has a power of two in any case."""
-    return max(_SLOTS, 1 << (keys - 1).bit_length())
-
-
-def _rows(keys: int) -> int:
-    """Of a table for so many keys."""
-    return keys + keys // 8

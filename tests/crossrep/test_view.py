@@ -312,7 +312,7 @@ def test_a_topic_cut_off_beyond_the_position_ends_its_views(bootstrap: str, spac
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_view_takes_no_more_than_max_bytes(bootstrap: str, space: Space, in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossrep.view._IN_PLACE", in_place)  # False: as it is without mremap
+    monkeypatch.setattr("crossrep.table._IN_PLACE", in_place)  # False: as it is without mremap
     records = Records(space, bootstrap)
     most = 700_000
     with LocalView("user", space.name, bootstrap, max_bytes=most) as view:
@@ -335,12 +335,12 @@ def test_a_view_takes_no_more_than_max_bytes(bootstrap: str, space: Space, in_pl
 
 def test_the_stated_memory_is_what_is_taken(bootstrap: str, space: Space) -> None:
     """The peak is stated before anything is allocated; here it is compared with what numpy then really takes."""
-    with LocalView("user", space.name, bootstrap) as view, view._lock:
-        view._make_room(60_000)
-        small, stated = view.memory_bytes, view._bytes_for(70_000)
+    with LocalView("user", space.name, bootstrap) as view, view._table.lock:
+        view._table.make_room(60_000)
+        small, stated = view.memory_bytes, view._table.bytes_for(70_000)
         table = view._table.records.nbytes  # a mapping: not traced
         tracemalloc.start()
-        view._make_room(70_000)
+        view._table.make_room(70_000)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert 0.9 * (stated - small) < peak < 1.1 * (stated - small)
@@ -479,6 +479,6 @@ def test_a_second_writer_of_the_same_name_fences_the_first(bootstrap: str, space
 
 
 def test_readers_import_nothing_heavy() -> None:
-    heavy = ("torch", "faust", "mode", "rocksdict", "aiokafka", "pyarrow", "state", "models", "streams")
+    heavy = ("torch", "faust", "mode", "rocksdict", "aiokafka", "pyarrow", "duckdb", "fsspec", "matplotlib", "state", "models", "streams")
     code = f"import sys, crossrep, crossrep.cli; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

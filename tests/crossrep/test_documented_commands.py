@@ -1,0 +1,43 @@
+"""Every command that docs/snapshots.md and the README's part on it show is run, in their order, on a space with users and items."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from snapshot_world import Changelog
+
+import streams.cli  # noqa: F401  adds the workers' commands
+from crossrep.cli import cli
+from tests.cluster import ROOT, SPEC, new_space
+
+
+def commands(text: str) -> list[list[str]]:
+    """The indented lines that begin with `crossrep` or `export`, as words."""
+    return [shlex.split(line, comments=True) for line in text.splitlines() if re.match(r"    (crossrep|export) ", line)]
+
+
+def test_they_do_what_they_say(bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space, _ = new_space(bootstrap, tmp_path, partitions=2)
+    log = Changelog(space, bootstrap)
+    log.put("user", list(range(30)), 1)
+    log.put("item", list(range(30)), 2)
+    second = f"{space.name}-2"
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "spaces" / f"{second}.toml").write_text(SPEC.format(name=second, partitions=3))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CROSSREP_HOME", str(tmp_path))
+    readme = (ROOT / "README.md").read_text().partition("**Analyse**")[2].partition("**Write**")[0]
+    shown = commands(readme) + commands((ROOT / "docs" / "snapshots.md").read_text())
+    assert len(shown) > 8
+    for words in shown:
+        words = [word.replace("kuairand-v1", space.name).replace("kuairand-v2", second) for word in words]
+        if words[0] == "export":
+            monkeypatch.setenv(*words[1].split("="))
+            continue
+        done = CliRunner().invoke(cli, words[1:], env={"KAFKA_BOOTSTRAP": bootstrap})
+        assert done.exit_code == 0, (words, done.output, done.exception)
+    assert (tmp_path / "users.csv").read_text().count("\n") == 31
