@@ -240,7 +240,7 @@ def refused(workers: Workers, *expected: tuple[list[str], list[str]]) -> None:
     for number, process, parts in started:
         assert process.wait(90) == 1, workers.logs()
         (log,) = [path.read_text() for path in workers.folder.glob(f"{number}-*.log")]
-        assert log.startswith("crossrep: ") and "Traceback" not in log, log
+        assert "\ncrossrep: " in f"\n{log}" and "Traceback" not in log, log
         for part in parts:
             assert part in log
 
