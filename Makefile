@@ -26,6 +26,7 @@ bench: $(VENV)/.installed
 	@$(BENCH).quick --rows 10000000 --users 2000000 --flush 1s --no-peers --out docs/performance/zipf.json
 	@$(BENCH).peers
 	@$(BENCH).restore
+	@$(BENCH).infer
 	@$(BENCH).end_to_end --load 0.1 --load 0.5 --load 0.9
 	@$(BENCH).growth
 	@$(BENCH).plots

@@ -6,55 +6,24 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-import tomllib
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 from confluent_kafka import TopicPartition
 
-from benchmarks.common import ROOT, Worker, cluster, committed, conditions, console, drain, in_process, report, space_of, worker
+from benchmarks.common import Worker, cluster, committed, conditions, console, drain, in_process, report, space_of, worker
+from benchmarks.infer import FIELDS, bare, dataset_of, declared, train
 from crossrep import kafka
 from crossrep.cli import bootstrap_option
 from crossrep.errors import CrossrepError
 from crossrep.spec import Space, fold_group
 from crossrep.view import LocalView
-from models import upstream
-from models.datasets import Dataset, simulator
+from models.datasets import Dataset
 from streams import freshness
 from streams.infer import group_of
 from streams.publish import publish_events, publish_features
 from streams.verify import unfolded
-
-MAX_BATCH = 1024  # of the forward pass alone
-
-
-def simulated(events: int, users: int, items: int, seed: int) -> Dataset:
-    return simulator.simulate(events=events, users=users, items=items, seed=seed)
-
-
-def train(folder: str, users: int, items: int, seed: int) -> None:
-    """A model of the same users and items, trained on few impressions: how well it predicts is not measured here."""
-    from models import train as training
-
-    training.train(simulated(20_000, users, items, seed), Path(folder), baseline=False, progress=False)
-
-
-def forward_rate(folder: str, seconds: float = 3.0) -> float:
-    """Events a second of the model's forward pass alone, one thread, in batches of 1024: no infer worker can be faster."""
-    import torch
-
-    torch.set_num_threads(1)
-    model = upstream.load(folder)
-    users, items = (np.repeat(model.encode(kind, ["?"], [{}]), MAX_BATCH, axis=0) for kind in ("user", "item"))
-    events = model.encode_events(["feed"] * MAX_BATCH, ["content"] * MAX_BATCH, np.full(MAX_BATCH, 1.6e9))
-    model.forward(users, items, events)
-    batches, started = 0, time.monotonic()
-    while time.monotonic() < started + seconds:
-        model.forward(users, items, events)
-        batches += 1
-    return batches * MAX_BATCH / (time.monotonic() - started)
 
 
 def echo(space: Space, bootstrap: str, messages: int = 200) -> list[float]:
@@ -93,8 +62,6 @@ def throughput(space: Space, bootstrap: str, infer: Worker, fold: Worker, events
         "seconds": ended - started,
         "infer_cpu_us_per_event": (infer.cpu() - cpu[0]) / events * 1e6,
         "fold_cpu_us_per_event": (fold.cpu() - cpu[1]) / events * 1e6,
-        "transform_share": seen["infer_transform_seconds_total"][0] / (inferred - started),
-        "commit_share": seen["infer_commit_seconds_total"][0] / (inferred - started),
         "events_per_batch": events / seen["infer_batches_total"][0],
         "rows_per_frame": seen["infer_rows_total"][0] / seen["infer_frames_total"][0],
         "infer_peak_rss_mb": infer.peak_rss() / 2**20,
@@ -129,16 +96,11 @@ def counted(space: Space, bootstrap: str, events: int) -> None:
             raise CrossrepError(f"{events} events were sent, but the {entity}s count {seen}")
 
 
-def declared(partitions: int | None) -> dict[str, Any]:
-    """The demo's space: users and items, two decayed means and a latest vector each."""
-    spec = tomllib.loads((ROOT / "spaces" / "kuairand-v1.toml").read_text())
-    return {**spec, "partitions": partitions or spec["partitions"]}
-
-
 @click.command()
 @click.option("--events", default=150_000, show_default=True, help="Simulated impressions; clicks come on top.")
 @click.option("--users", default=20_000, show_default=True)
 @click.option("--items", default=5_000, show_default=True)
+@click.option("--fields", type=(int, int), default=FIELDS, show_default=True, help="Of a user and of an item; the default is KuaiRand's.")
 @click.option("--partitions", type=int, help="Default: the demo space's.")
 @click.option("--seconds", default=20.0, show_default=True, help="Of the freshness measurement.")
 @click.option("--load", "loads", multiple=True, type=float, default=(0.5,), show_default=True, help="Of the throughput; may be repeated.")
@@ -150,6 +112,7 @@ def main(
     events: int,
     users: int,
     items: int,
+    fields: tuple[int, int],
     partitions: int | None,
     seconds: float,
     loads: tuple[float, ...],
@@ -162,18 +125,26 @@ def main(
 
     Throughput: everything is published first. Freshness: at shares of that rate, from just before produce() to visible in a LocalView.
     """
-    about = {**conditions(), "impressions": events, "users": users, "items": items, "max_batch": max_batch, "max_delay": max_delay}
-    dataset = simulated(events, users, items, seed)
+    about = {
+        **conditions(),
+        "impressions": events,
+        "users": users,
+        "items": items,
+        "fields": fields,
+        "max_batch": max_batch,
+        "max_delay": max_delay,
+    }
+    dataset = dataset_of(events, users, items, fields, seed)
     with cluster(bootstrap) as address, tempfile.TemporaryDirectory() as folder:
         model = f"{folder}/model"
         console.print("training a small model", style="dim")
-        in_process(train, model, users, items, seed)
-        forward = in_process(forward_rate, model)
+        in_process(train, model, users, items, fields, seed)
+        forward = in_process(bare, model, "auto", max_batch)
         with space_of(declared(partitions), address) as space:
             idle = echo(space, address)
             publish_features(dataset, space.inputs, address)
             sent = publish_events(dataset, space.inputs, address)
-            bare = in_process(drain, address, [space.inputs.impressions, space.inputs.clicks])
+            drained = in_process(drain, address, [space.inputs.impressions, space.inputs.clicks])
             common = ["--bootstrap", address, "--name", "bench"]
             with worker(Path(folder), "fold", space.name, *common, "--data", f"{folder}/fold") as fold:
                 fold.wait(fold.ready, "fold is not ready")
@@ -193,13 +164,13 @@ def main(
                     infer.stop()
                 fold.stop()
             flush = space.flush
-    limit = sent.events / bare["seconds"]
+    limit = sent.events / drained["seconds"]
     found = {share: tuple(measured.percentile(p) for p in (50, 90, 99)) for share, measured in at.items()}
     floor = statistics.median(idle)
     waits = 1000 * (max_delay + flush / 2)
     lines = [
         ("bare consumer of the events", f"{limit:,.0f} events/s", f"published at {sent.events / sent.seconds:,.0f} events/s"),
-        ("model alone, one thread", f"{forward:,.0f} events/s", f"forward passes of {MAX_BATCH}"),
+        ("model alone, one thread", f"{forward:,.0f} events/s", f"forward passes of {max_batch}"),
         (
             "events to committed state",
             f"{rate:,.0f} events/s",

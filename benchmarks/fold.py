@@ -111,7 +111,7 @@ def warm_up(bootstrap: str) -> None:
 @click.option("--rows-per-frame", default=1024, show_default=True)
 @click.option("--combined", default=0, help="Events of which those of one user are merged before they are framed.  [default: none are]")
 @click.option("--flush", default="200ms", show_default=True, help="The space's flush interval.")
-@click.option("--slots", default=65_536, show_default=True, help="Keys that the worker holds in memory, a partition.")
+@click.option("--slots", type=int, help="Keys that the worker holds in memory, a partition.  [default: as crossrep fold]")
 @click.option("--runs", default=3, show_default=True, help="Medians are reported.")
 @click.option("--seed", default=0, show_default=True)
 @bootstrap_option
@@ -123,7 +123,7 @@ def main(
     rows_per_frame: int,
     combined: int,
     flush: str,
-    slots: int,
+    slots: int | None,
     runs: int,
     seed: int,
     bootstrap: str | None,
@@ -141,7 +141,7 @@ def main(
             with space_of(declared(partitions, flush), address) as space:
                 written = preload(space, address, rows, users, zipf, rows_per_frame, seed, combined)
                 drained.append(in_process(drain, address, [space.frames_topic]))
-                folded.append(fold(space, address, rows, "--slots", str(slots)))
+                folded.append(fold(space, address, rows, *(("--slots", str(slots)) if slots else ())))
             console.print(f"run {run + 1}: {folded[-1]['rows_per_s']:,.0f} rows/s; bare {rows / drained[-1]['seconds']:,.0f}", style="dim")
     bare, mine = middle(drained), middle(folded)
     limit = rows / bare["seconds"]

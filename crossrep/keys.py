@@ -41,6 +41,13 @@ class Keys:
         np.cumsum(lengths, out=offsets[1:])
         return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
 
+    @classmethod
+    def cut(cls, data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Keys:
+        """Keys out of a larger buffer, 1 to 64 bytes each: key i is `data[starts[i]:starts[i] + lengths[i]]`."""
+        offsets = np.zeros(len(starts) + 1, np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(_gather(data, starts, offsets), offsets)
+
     def tolist(self) -> list[bytes]:
         data, ends = self.data.tobytes(), self.offsets.tolist()
         return [data[a:b] for a, b in itertools.pairwise(ends)]
@@ -49,7 +56,7 @@ class Keys:
         """The keys at `rows`, in that order."""
         offsets = np.zeros(len(rows) + 1, np.int32)
         np.cumsum(np.diff(self.offsets)[rows], out=offsets[1:])
-        return Keys(_gather(self.data, self.offsets, rows, offsets), offsets)
+        return Keys(_gather(self.data, self.offsets[rows], offsets), offsets)
 
     def well_formed(self) -> bool:
         """Do the offsets rise from 0 to the end of the data, by 1 to 64 bytes a key?"""
@@ -140,12 +147,11 @@ def _jit(function):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _gather(data, offsets, rows, out_offsets):  # type: ignore[no-untyped-def]
+def _gather(data, starts, out_offsets):  # type: ignore[no-untyped-def]
     out = np.empty(out_offsets[-1], np.uint8)
-    for i in range(len(rows)):
-        start = offsets[rows[i]]
+    for i in range(len(starts)):
         for j in range(out_offsets[i + 1] - out_offsets[i]):
-            out[out_offsets[i] + j] = data[start + j]
+            out[out_offsets[i] + j] = data[starts[i] + j]
     return out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 from numpy.typing import ArrayLike, NDArray
 
-from crossrep import frames, kafka, spaces
+from crossrep import algebra, frames, kafka, spaces
 from crossrep.aggregates import combine
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
@@ -20,7 +20,7 @@ from crossrep.spec import Space
 def rows_of(
     space: Space,
     entity: str,
-    ids: Sequence[str | bytes | int],
+    ids: Sequence[str | bytes | int] | Keys,
     event: Sequence[str] | NDArray[np.str_] | str,
     times: ArrayLike,
     sources: Mapping[str, NDArray[np.floating]],
@@ -55,10 +55,11 @@ def rows_of(
         if own.shape != (n,) or not ((own > 0) & (own <= frames.EVENT_WEIGHT_LIMIT)).all():
             raise ValueError(f"weights must be {n} numbers > 0 and <= {frames.EVENT_WEIGHT_LIMIT:g}")
     # Rounded as they will travel, before anything is compared or merged: what `latest` keeps must not depend on who saw the full precision.
-    with np.errstate(over="ignore"):
-        vectors = {name: np.asarray(array).astype(space.vectors).astype(np.float32) for name, array in sources.items()}
+    taking = space.entities[entity].columns
+    named = {column.source for column in taking.values() if column.dim}
+    vectors = {name: _rounded(np.asarray(array), space.vectors) for name, array in sources.items() if name in named}
     columns = {}
-    for name, column in space.entities[entity].columns.items():
+    for name, column in taking.items():
         taken = np.isin(events, column.events) if column.events else np.ones(n, np.bool_)
         if column.dim:
             if column.source not in vectors or vectors[column.source].shape != (n, column.dim):
@@ -68,7 +69,16 @@ def rows_of(
         else:
             block = np.empty((n, 0), np.float32)
         columns[name] = ColumnRows(block, own if column.aggregate == "decayed_mean" else np.ones(n), moments, taken)
-    return Rows(entity, Keys.of(ids), moments, np.ones(n, np.int64), columns)
+    return Rows(entity, ids if isinstance(ids, Keys) else Keys.of(ids), moments, np.ones(n, np.int64), columns)
+
+
+def _rounded(vectors: NDArray[np.floating], dtype: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        narrow = vectors.astype(dtype, copy=False)
+    if narrow.dtype != np.float16:
+        return narrow
+    wide, finite = algebra.widen(narrow)
+    return wide if finite else narrow.astype(np.float32)
 
 
 class FrameWriter:

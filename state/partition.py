@@ -38,7 +38,7 @@ from state.writes import Writes
 log = logging.getLogger(__name__)
 
 BEHIND_FOR = 5.0  # seconds that the store may be behind the changelog
-BEHIND = 50_000  # records of an entity that a flush copies for the store alone
+BEHIND = 200_000  # records of an entity that a flush copies for the store alone; fewer, and a large slab never catches up at full load
 COMPLAIN = 10.0  # seconds between log lines about bad frames: each lies in the dead letters anyway
 
 

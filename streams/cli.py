@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -225,7 +226,11 @@ def train(source: str, folder: Path | None, out: Path, **simulated: int) -> None
 @_pipeline_options
 @click.option("--threads", default=1, show_default=True, help="CPU threads of the model.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", show_default=True, help="Never mix two in one space."
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of the model. auto: bfloat16 where the CPU multiplies it in hardware and the model's vectors stay the same, else float32.",
 )
 def infer(space: str, folder: Path, threads: int, dtype: str, verbose: bool, bootstrap: str | None, **options: Any) -> None:
     """Run the upstream model over impressions and clicks, and write frames, exactly once.
@@ -261,8 +266,12 @@ def frame(space: str, verbose: bool, bootstrap: str | None, **options: Any) -> N
 @click.argument("space")
 @_worker_options(6066)
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="Data folder. Default: CROSSREP_HOME/fold.")
-@click.option("--slots", default=65_536, show_default=True, help="Most keys in memory per entity and partition.")
-@click.option("--rocksdb-mb", default=256, show_default=True, help="RocksDB's cache and write buffers, all partitions together.")
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    help="Most keys in memory per entity and partition.  [default: 65,536, doubled as often as half of the memory suffices at the worst]",
+)
+@click.option("--rocksdb-mb", default=256, show_default=True, help="RocksDB's write buffers, all partitions together.")
 @click.option("--min-free-mb", default=256, show_default=True, help="Least free space on the data folder's disk; with less, it waits.")
 @click.option("--flush-rows", default=200_000, show_default=True, help="Rows that flush a partition before its interval is over.")
 @click.option("--session-timeout", default=10.0, show_default=True, help="Seconds of silence after which partitions move.")
@@ -273,7 +282,7 @@ def fold(
     port: int,
     verbose: bool,
     data: Path | None,
-    slots: int,
+    slots: int | None,
     rocksdb_mb: int,
     flush_rows: int,
     session_timeout: float,
@@ -284,20 +293,21 @@ def fold(
     SPACE is a published space's name, or its TOML file. SIGTERM flushes and stops.
     """
     from streams import fold as worker
+    from streams import memory
 
     _logging(verbose)
     address = kafka.bootstrap_servers(bootstrap)
+    found = resolve(space, address)
     options = worker.FoldOptions(
         name=name or socket.gethostname(),
         folder=data or kafka.home() / "fold",
         port=port,
         flush_rows=flush_rows,
-        slots=slots,
         rocksdb_mb=rocksdb_mb,
         session_timeout=session_timeout,
         min_free_mb=min_free_mb,
     )
-    worker.run(resolve(space, address), address, options)
+    worker.run(found, address, replace(options, slots=slots or memory.slots_within(found, options, memory.installed() // 2)))
 
 
 @cli.command()

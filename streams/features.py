@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +35,16 @@ class FeatureView:
         self._table = np.zeros((1024, len(model.features[kind])), np.int32)
         self._follower = Follower(topic, self._apply, bootstrap)
 
-    def rows(self, ids: Sequence[str]) -> NDArray[np.int32]:
+    def rows(self, keys: Keys) -> NDArray[np.int32]:
         """Encoded features of n ids, int32 [n, F]; an id never seen gets what the model makes of an unknown one."""
         self._follower.check()
         with self._lock:
-            slots = self._index.find(Keys.of(ids))
+            slots = self._index.find(keys)
             rows = self._table[np.maximum(slots, 0)]
-        unknown = np.flatnonzero(slots == MISSING).tolist()
-        if unknown:
-            rows[unknown] = self._model.encode(self.kind, [ids[i] for i in unknown], [{}] * len(unknown))
+        unknown = np.flatnonzero(slots == MISSING)
+        if len(unknown):
+            ids = [key.decode() for key in keys.take(unknown).tolist()]
+            rows[unknown] = self._model.encode(self.kind, ids, [{}] * len(ids))
         return rows
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, StateError
-from streams.silence import Silence
+from streams.silence import Silence, reached
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Fetch:
         if not events:
             self._silence.check()
         while events:
-            self._silence.heard(events)
+            self._silence.heard(reached(events))
             for event in events:
                 if event.error() is None:
                     frames.append(event)

@@ -15,7 +15,8 @@ from crossrep.spec import MAX_KEY_BYTES, Space
 from crossrep.writer import rows_of
 from schemas import codec
 from streams import metrics, topics
-from streams.pipeline import Options, Output, Pipeline, split_finite
+from streams.pipeline import Options, Output, Pipeline
+from streams.vectors import narrowed
 
 CODEC = codec("inference")
 
@@ -25,7 +26,7 @@ def group_of(space: Space) -> str:
 
 
 class Frame:
-    """The transform of a batch of per-sample inference outputs."""
+    """What happens to a batch of per-sample inference outputs."""
 
     def __init__(self, space: Space):
         self._space = space
@@ -47,19 +48,19 @@ class Frame:
             name: np.frombuffer(b"".join(s["vectors"].get(name) or bytes(4 * dim) for s in samples), "<f4").reshape(-1, dim)
             for name, dim in self._space.sources.items()
         }
-        finite, refused = split_finite(self._space, good, sources)
+        vectors, finite, refused = narrowed(self._space, good, sources)
         output.refused += refused
         members = defaultdict(list)
-        for i in np.flatnonzero(finite):
+        for i in finite.tolist():
             for entity in samples[i]["keys"]:
-                members[entity].append(int(i))
+                members[entity].append(i)
         for entity, rows in members.items():
             chosen = [samples[i] for i in rows]
             weights = np.array([s["weight"] or self._space.weights[s["event"]] for s in chosen])
             times = np.array([s["event_time"] for s in chosen]) / 1000
             ids = [s["keys"][entity] for s in chosen]
-            vectors = {name: array[rows] for name, array in sources.items()}
-            output.rows.append(rows_of(self._space, entity, ids, [s["event"] for s in chosen], times, vectors, weights))
+            own = {name: array[rows] for name, array in vectors.items()}
+            output.rows.append(rows_of(self._space, entity, ids, [s["event"] for s in chosen], times, own, weights))
         return output
 
 
@@ -94,7 +95,7 @@ def check_sample(space: Space, sample: dict[str, Any], append_time: float) -> No
 def run(space: Space, bootstrap: str, options: Options) -> None:
     """Frame until told to stop. Raises CrossrepError as `streams.infer.run` does."""
     topics.check(space, bootstrap)
-    pipeline = Pipeline(space, bootstrap, group_of(space), [space.inference_topic], Frame(space), options)
+    pipeline = Pipeline(space, bootstrap, group_of(space), [space.inference_topic], [Frame(space)], options)
     about = {"space": space.name}
     server = metrics.serve(options.port, lambda: (pipeline.ready, about), lambda: metrics.of_stats("crossrep_frame", pipeline.stats))
     try:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from confluent_kafka import Message
+from numpy.typing import NDArray
 
 from crossrep.errors import BadEvent, BadRecord, CrossrepError, ModelError
 from crossrep.frames import CLOCK_SKEW
-from crossrep.rows import Rows
 from crossrep.spec import MAX_KEY_BYTES, Space
 from crossrep.writer import rows_of
 from models.upstream import UpstreamModel
 from schemas import codec
+from schemas.columns import ColumnDecoder, Columns
 from streams import metrics, topics
 from streams.features import FeatureView
-from streams.pipeline import Options, Output, Pipeline, split_finite
+from streams.pipeline import Options, Output, Pipeline
+from streams.vectors import narrowed
 
 
 def group_of(space: Space) -> str:
@@ -36,61 +39,102 @@ def check_model(space: Space, model: UpstreamModel) -> None:
             raise ModelError(f"space {space.name!r} needs {source}[{dim}], but model {model.name!r} gives {given}")
 
 
+@dataclass(frozen=True)
+class Batch:
+    """n events of one batch that can be read, and their features as the model takes them; B messages in all."""
+
+    messages: list[Message]  # [n]
+    refused: list[tuple[Message, BadRecord]]
+    columns: Columns  # of all B messages
+    places: NDArray[np.int64]  # [n], of the events in `columns`
+    kinds: NDArray[np.str_]  # [n], "impression" or "click"
+    times: NDArray[np.float64]  # [n], seconds since 1970
+    users: NDArray[np.int32]  # [n, F] each
+    items: NDArray[np.int32]
+    events: NDArray[np.int32]
+
+
 class Infer:
-    """The transform of a batch of impressions and clicks: decode, validate, gather features, forward."""
+    """What happens to a batch of impressions and clicks, in three stages: read, forward, rows."""
 
     def __init__(self, space: Space, model: UpstreamModel, users: FeatureView, items: FeatureView):
         self._space, self._model, self._users, self._items = space, model, users, items
-        self._kinds = {space.inputs.impressions: "impression", space.inputs.clicks: "click"}
-        self._codecs = {topic: codec(kind) for topic, kind in self._kinds.items()}
+        self._topics = [space.inputs.impressions, space.inputs.clicks]
+        self._kinds = np.array(["impression", "click"])
+        self._codecs = [codec(kind) for kind in self._kinds.tolist()]
+        known = {field["name"] for codec in self._codecs for field in codec.newest["fields"] if field["name"] != "event_time"}
+        # What no event names is left to other writers of the space.
+        self._keys = {entity: space.key_field(entity) for entity in space.entities if space.key_field(entity) in known}
+        self._optional = sorted({"scenario", *self._keys.values()} - {"user_id", "item_id", "branch"})
+        self._decoder = ColumnDecoder(self._codecs, ["user_id", "item_id", "event_time", "branch", *self._optional])
 
-    def __call__(self, messages: Sequence[Message]) -> Output:
-        output = Output()
-        good: list[Message] = []
-        events: list[dict[str, Any]] = []
-        for message in messages:
+    def read(self, messages: Sequence[Message]) -> Batch:
+        """Decode, check, look up features."""
+        kinds = np.fromiter(map(self._topics.index, map(Message.topic, messages)), np.int8, len(messages))
+        columns = self._decoder.decode(list(map(Message.value, messages)), kinds)
+        appended = np.array([message.timestamp()[1] for message in messages])
+        good = columns.sure & _within_bounds(columns, appended, self._optional)
+        refused: list[tuple[Message, BadRecord]] = []
+        for i in np.flatnonzero(~good).tolist():
             try:
-                event = self._codecs[message.topic()].decode(message.value())
-                check_event(event, message.timestamp()[1] / 1000)
+                check_event(self._codecs[kinds[i]].decode(messages[i].value()), appended[i] / 1000, self._optional)
+                if not columns.whole[i]:
+                    raise BadRecord("undecodable", "written in a way that Avro's specification does not know")
+                good[i] = True
             except BadRecord as error:
-                output.refused.append((message, error))
-            else:
-                good.append(message)
-                events.append(event)
-        if events:
-            self._forward(good, events, output)
+                refused.append((messages[i], error))
+        places = np.flatnonzero(good)
+        times = columns.of("event_time")[places] / 1000
+        return Batch(
+            [messages[i] for i in places.tolist()],
+            refused,
+            columns,
+            places,
+            self._kinds[kinds[places]],
+            times,
+            self._users.rows(columns.keys("user_id", places)),
+            self._items.rows(columns.keys("item_id", places)),
+            self._model.encode_events(columns.texts("scenario", places), columns.texts("branch", places), times),
+        )
+
+    def forward(self, batch: Batch) -> tuple[Batch, dict[str, NDArray[np.float32]]]:
+        """The model's outputs for the batch, float32 [n, dim] each."""
+        return batch, self._model.forward(batch.users, batch.items, batch.events) if len(batch.places) else {}
+
+    def rows(self, inferred: tuple[Batch, dict[str, NDArray[np.float32]]]) -> Output:
+        """Rows of every entity."""
+        batch, outputs = inferred
+        if not len(batch.places):
+            return Output([], batch.refused)
+        sources, finite, refused = narrowed(self._space, batch.messages, {name: outputs[name] for name in self._space.sources})
+        output = Output([], batch.refused + refused)
+        for entity, field in self._keys.items():
+            # Only an entity keyed by an optional field can have no id here; such an event does not count for it.
+            taken = finite[~batch.columns.empty(field, batch.places[finite])]
+            if len(taken):
+                chosen = sources if len(taken) == len(batch.places) else {name: array[taken] for name, array in sources.items()}
+                keys = batch.columns.keys(field, batch.places[taken])
+                output.rows.append(rows_of(self._space, entity, keys, batch.kinds[taken], batch.times[taken], chosen))
         return output
 
-    def _forward(self, messages: list[Message], events: list[dict[str, Any]], output: Output) -> None:
-        times = np.array([event["event_time"] for event in events]) / 1000
-        encoded = self._model.encode_events([event["scenario"] for event in events], [event["branch"] for event in events], times)
-        users = self._users.rows([event["user_id"] for event in events])
-        items = self._items.rows([event["item_id"] for event in events])
-        sources = self._model.forward(users, items, encoded)
-        finite, refused = split_finite(self._space, messages, {name: sources[name] for name in self._space.sources})
-        output.refused += refused
-        kinds = np.array([self._kinds[message.topic()] for message in messages])
-        for entity in self._space.entities:
-            rows = self._rows(entity, events, kinds, times, sources, finite)
-            if rows is not None:
-                output.rows.append(rows)
 
-    def _rows(self, entity: str, events: list[dict[str, Any]], kinds: Any, times: Any, sources: Any, finite: Any) -> Rows | None:
-        field = self._space.key_field(entity)
-        ids = [event[field] for event in events]
-        # Only an entity keyed by an optional field can have no id here; such an event does not count for it.
-        taken = np.flatnonzero(finite & np.fromiter(map(bool, ids), np.bool_, len(ids)))
-        if not len(taken):
-            return None
-        chosen = {name: array[taken] for name, array in sources.items()}
-        return rows_of(self._space, entity, [ids[i] for i in taken], kinds[taken], times[taken], chosen)
+def _within_bounds(columns: Columns, appended: NDArray[np.int64], optional: Sequence[str]) -> NDArray[np.bool_]:
+    """What `check_event` checks, of all events at once: bool [n]. `appended` is in ms since 1970."""
+    times = columns.of("event_time")
+    good: NDArray[np.bool_] = (times >= 0) & (times <= appended + int(1000 * CLOCK_SKEW))
+    for name in ("user_id", "item_id"):
+        good &= columns.of(name) > 0
+    for name in ("user_id", "item_id", *optional):
+        good &= columns.of(name) <= MAX_KEY_BYTES
+    return good
 
 
-def check_event(event: dict[str, Any], append_time: float) -> None:
+def check_event(event: dict[str, Any], append_time: float, optional: Sequence[str] = ("scenario",)) -> None:
     """What must hold of an event behind its schema.
 
     Args:
         append_time: the broker's time of the message, seconds since 1970.
+        optional: fields that may be empty, but must not be longer than a key.
 
     Raises:
         BadEvent: an id is missing or too long ("id"), the time is before 1970 or over five minutes after the append time ("time").
@@ -98,8 +142,9 @@ def check_event(event: dict[str, Any], append_time: float) -> None:
     for name in ("user_id", "item_id"):
         if not event[name] or _too_long(event[name]):
             raise BadEvent("id", f"{name} {event[name]!r}: 1 to {MAX_KEY_BYTES} bytes are allowed")
-    if _too_long(event["scenario"]):
-        raise BadEvent("id", f"scenario {event['scenario']!r} is longer than {MAX_KEY_BYTES} bytes")
+    for name in optional:
+        if _too_long(event.get(name, "")):
+            raise BadEvent("id", f"{name} {event[name]!r} is longer than {MAX_KEY_BYTES} bytes")
     if not 0 <= event["event_time"] <= (append_time + CLOCK_SKEW) * 1000:
         raise BadEvent("time", f"event_time {event['event_time']} ms: before 1970, or over 5 minutes after it was appended")
 
@@ -120,7 +165,8 @@ def run(space: Space, bootstrap: str, model: UpstreamModel, options: Options) ->
     users = FeatureView("user", space.inputs.user_features, model, bootstrap)
     items = FeatureView("item", space.inputs.item_features, model, bootstrap)
     inputs = [space.inputs.impressions, space.inputs.clicks]
-    pipeline = Pipeline(space, bootstrap, group_of(space), inputs, Infer(space, model, users, items), options)
+    work = Infer(space, model, users, items)
+    pipeline = Pipeline(space, bootstrap, group_of(space), inputs, [work.read, work.forward, work.rows], options)
 
     def ready() -> tuple[bool, dict[str, Any]]:
         skipped = users.skipped + items.skipped

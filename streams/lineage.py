@@ -19,12 +19,17 @@ class Source:
     group: str  # the consumer group that reads the input
     spans: dict[Place, tuple[int, int]]
 
+    @property
+    def ends(self) -> dict[Place, int]:
+        """The offset behind the last message of each partition."""
+        return {place: end for place, (_, end) in self.spans.items()}
+
 
 def of(group: str, messages: list[Message]) -> Source:
     spans: dict[Place, tuple[int, int]] = {}
-    for message in messages:
-        place = (message.topic(), message.partition())
-        spans[place] = (spans.get(place, (message.offset(), 0))[0], message.offset() + 1)
+    for topic, partition, offset in zip(map(Message.topic, messages), map(Message.partition, messages), map(Message.offset, messages)):
+        place = (topic, partition)
+        spans[place] = (spans[place][0] if place in spans else offset, offset + 1)
     return Source(group, spans)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +30,7 @@ PREFETCHED = 128 * MIB  # queued.max.messages.kbytes of a restoring consumer (cr
 RUN = 20_000  # records a restore writes at a time (state.changelog.Changelog.tail)
 PYTHON = 600  # bytes of Python objects that carry one record through a flush or a restore: two bytes objects, a dict, places in lists
 LIBRDKAFKA = 400  # bytes that librdkafka adds to a queued record
-TABLES = 1.15  # of RocksDB's budget: what its cache does not count, such as compactions under way
+TABLES = 1.15  # of RocksDB's budget: what its write buffers do not count, such as compactions under way
 KEPT = 0.25  # of what comes and goes: freed memory that glibc keeps in its arenas instead of giving it back
 
 
@@ -58,6 +62,23 @@ def memory_bound(space: Space, options: FoldOptions) -> dict[str, int]:
     }
     moving = sum(bound[part] for part in ("behind", "rocksdb", "frames", "flushes", "restores"))
     return {**bound, "allocator": int(KEPT * moving)}
+
+
+def slots_within(space: Space, options: FoldOptions, limit: int) -> int:
+    """The slots that the options name, doubled as often as the bound stays within `limit` bytes."""
+    slots = options.slots
+    while sum(memory_bound(space, replace(options, slots=2 * slots)).values()) <= limit:
+        slots *= 2
+    return slots
+
+
+def installed() -> int:
+    """Bytes of memory that this machine has, or that its container may use."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for cgroup in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # there is no such file, or no limit ("max")
+            limits.append(int(Path(cgroup).read_text()))
+    return min(limits)
 
 
 def slab_bytes(layout: RecordLayout, slots: int) -> int:

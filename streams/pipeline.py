@@ -1,12 +1,13 @@
-"""Consume, turn into rows, write frames: exactly once, one Kafka transaction a batch. `infer` and `frame` differ only in their transform.
+"""Consume, turn into rows, write frames: exactly once, one Kafka transaction a batch. `infer` and `frame` differ only in their stages.
 
-    consume a batch → transform (main thread) → begin, produce frames and dead letters, send offsets, commit (committer thread)
+    consume a batch → stage → stage … → combine, encode, begin, produce frames and dead letters, send offsets, commit
 
-The main thread computes the next batch while the last one commits. What keeps it exact:
+The first stage runs in the main thread, each other one and the committing in a thread of its own: while one batch commits, the next is in
+the model and the third is decoded. What keeps it exact:
 
 - A transaction is begun only when all outputs are ready: an open one stalls every read_committed reader of its partitions.
 - Group metadata is taken with the batch, right after it was consumed: a worker that lost its partitions meanwhile cannot commit them.
-- Batches commit in the order they were consumed. Before partitions go, the batch under way is finished; after a failed commit everything
+- Batches commit in the order they were consumed. Before partitions go, the batches under way are finished; after a failed commit everything
   not committed is dropped and read again.
 """
 
@@ -16,24 +17,23 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
-from numpy.typing import NDArray
 
 from crossrep import frames, kafka
 from crossrep.aggregates import combine
-from crossrep.errors import BadFrame, BadRecord, CrossrepError, StateError
+from crossrep.errors import BadRecord, CrossrepError, StateError
 from crossrep.rows import Rows
 from crossrep.spec import Space
 from state import dead_letters, faults
 from streams import lineage
-from streams.silence import Silence
+from streams.silence import Silence, reached
 
 log = logging.getLogger(__name__)
 
@@ -65,42 +65,49 @@ class Stats:
     frames: int = 0
     dead_letters: int = 0
     retried_batches: int = 0
-    transform_seconds: float = 0.0
+    read_seconds: float = 0.0  # the first stage
+    transform_seconds: float = 0.0  # the stages behind it
+    encode_seconds: float = 0.0
     commit_seconds: float = 0.0
 
 
 @dataclass
 class Output:
-    """What a transform makes of a batch."""
+    """What the stages make of a batch."""
 
     rows: list[Rows] = field(default_factory=list)
     refused: list[tuple[Message, BadRecord]] = field(default_factory=list)
 
 
-Transform = Callable[[Sequence[Message]], Output]
+# The first one takes a sequence of messages, each other what the one before it gave, and the last one gives the Output.
+Stage = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class _Batch:
-    frames: list[tuple[int, bytes]]
-    headers: list[tuple[str, bytes]]  # of every frame: the batch's source
-    dead_letters: list[bytes]
-    offsets: list[TopicPartition]  # next offset per partition
+    source: lineage.Source
     group: Any  # the group's metadata as it was when the batch was consumed
+    output: Future[Output]
+
+
+class _Dropped(CrossrepError):
+    """This batch stood behind one whose commit failed."""
 
 
 class Pipeline:
     """One worker process: a member of `group` reading `inputs`, writing the frames of `space`."""
 
-    def __init__(self, space: Space, bootstrap: str, group: str, inputs: list[str], transform: Transform, options: Options):
+    def __init__(self, space: Space, bootstrap: str, group: str, inputs: list[str], stages: Sequence[Stage], options: Options):
         self.space, self.options, self.stats = space, options, Stats()
         self.assigned: list[TopicPartition] | None = None  # None until the first assignment
         self._inputs, self._group, self._bootstrap = inputs, group, bootstrap
         self._silence = Silence(bootstrap)
-        self._transform = transform
         self._stop = threading.Event()
+        self._read, *self._stages = stages
+        self._threads = [ThreadPoolExecutor(1, f"stage-{number}") for number in range(1, len(stages))]
         self._commits = ThreadPoolExecutor(1, "commit")
-        self._under_way: Future[None] | None = None
+        self._under_way: deque[Future[None]] = deque()  # in the order they were consumed
+        self._broken = False  # a commit failed: nothing behind it may be committed
         self._producer: Producer = kafka.transactional_producer(bootstrap, f"{group}.{options.name}", TRANSACTION_TIMEOUT)
         self._consumer: Consumer = kafka.consumer(
             bootstrap,
@@ -147,88 +154,117 @@ class Pipeline:
                 # Taken now, not later: should the group go on without us, this batch must not be committed with the new generation.
                 group = self._consumer.consumer_group_metadata()
                 faults.point("infer.consumed")
-                batch = self._compute(messages, group)
-                faults.point("infer.computed")
-                if self._finish():  # else this batch was consumed behind one that must come first, and is read again with it
-                    self._under_way = self._commits.submit(kafka.within, TRANSACTION_TIMEOUT + 5, partial(self._commit, batch))
-            elif self._under_way is not None and self._under_way.done():
-                self._finish()
+                self._start(messages, group)
+                self._settle(len(self._threads) + 1)
+            elif self._under_way:
+                self._settle(len(self._under_way))
             else:
                 self._silence.check()
-        self._finish()
+        self._settle(0)
         self._consumer.close()
         log.info("stopped: everything consumed is committed")
 
     def _consume(self) -> list[Message]:
         messages = []
-        events = self._consumer.consume(self.options.max_batch, self.options.max_delay)
-        self._silence.heard(events)
-        for event in events:
-            if event.error() is None:
+        for event in self._consumer.consume(self.options.max_batch, self.options.max_delay):
+            error = event.error()
+            if error is None:
                 messages.append(event)
             elif kafka.is_end(event):
-                continue
-            elif event.error().fatal() or event.error().name() in ("_FATAL", "_AUTO_OFFSET_RESET", "UNKNOWN_TOPIC_OR_PART"):
-                raise CrossrepError(f"reading {event.topic()}[{event.partition()}]: {event.error().str()}")
-            elif not event.error().retriable():
-                log.warning("reading %s: %s", event.topic(), event.error().str())
+                self._silence.heard(reached([event]))
+            elif error.fatal() or error.name() in ("_FATAL", "_AUTO_OFFSET_RESET", "UNKNOWN_TOPIC_OR_PART"):
+                raise CrossrepError(f"reading {event.topic()}[{event.partition()}]: {error.str()}")
+            elif not error.retriable():
+                log.warning("reading %s: %s", event.topic(), error.str())
         return messages
 
-    def _compute(self, messages: list[Message], group: Any) -> _Batch:
+    def _start(self, messages: list[Message], group: Any) -> None:
+        """Read a batch and hand it to the threads, each of which takes the batches in turn."""
         started = time.monotonic()
-        output = self._transform(messages)
+        result: Future[Any] = Future()
+        result.set_result(self._read(messages))
+        for stage, thread in zip(self._stages, self._threads):
+            result = thread.submit(self._transform, stage, result)
+        source = lineage.of(self._group, messages)
+        self._silence.heard(source.ends)
+        self._under_way.append(self._commits.submit(self._commit_in_turn, _Batch(source, group, result)))
+        self.stats.messages += len(messages)
+        self.stats.batches += 1
+        self.stats.read_seconds += time.monotonic() - started
+
+    def _transform(self, stage: Stage, before: Future[Any]) -> Any:
+        batch = before.result()
+        started = time.monotonic()
+        after = stage(batch)
+        self.stats.transform_seconds += time.monotonic() - started
+        return after
+
+    def _settle(self, most: int) -> None:
+        """Wait until `most` batches are under way at most. After a failed commit: go back to what is committed."""
+        while self._under_way and (len(self._under_way) > most or self._under_way[0].done()):
+            try:
+                self._under_way.popleft().result()
+            except KafkaException as error:
+                self._go_back(error)
+
+    def _go_back(self, error: KafkaException) -> None:
+        problem = error.args[0]
+        if problem.fatal() or not problem.txn_requires_abort():
+            raise error
+        log.warning("a batch is dropped and read again: %s", problem.str())
+        wait(self._under_way)  # they end as dropped
+        self.stats.retried_batches += 1 + len(self._under_way)
+        self._under_way.clear()
+        kafka.within(TRANSACTION_TIMEOUT, lambda: kafka.retried(self._producer.abort_transaction))
+        self._broken = False
+        if self.assigned is not None:
+            self._on_assign(self._consumer, self.assigned)
+
+    # --- committing, in the committer's thread ---
+
+    def _commit_in_turn(self, batch: _Batch) -> None:
+        try:
+            output = batch.output.result()
+            faults.point("infer.computed")
+            if self._broken:
+                raise _Dropped("the batch before it was not committed")
+            kafka.within(TRANSACTION_TIMEOUT + 5, partial(self._commit, batch, *self._encode(output)))
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _encode(self, output: Output) -> tuple[list[tuple[int, bytes]], list[bytes]]:
+        """Frames with their partitions, and dead letters."""
+        started = time.monotonic()
         encoded: list[tuple[int, bytes]] = []
         for rows in output.rows:
             encoded += frames.encode(self.space, combine(self.space, rows) if self.options.combine else rows)
         letters = [dead_letters.encode(m.topic(), m.partition(), m.offset(), m.key(), m.value(), error) for m, error in output.refused]
         for message, error in output.refused[:3]:
             log.warning("%s[%d]@%d is a dead letter: %s", message.topic(), message.partition(), message.offset(), error)
-        source = lineage.of(self._group, messages)
-        self.stats.messages += len(messages)
-        self.stats.batches += 1
         self.stats.rows += sum(map(len, output.rows))
         self.stats.frames += len(encoded)
         self.stats.dead_letters += len(letters)
-        self.stats.transform_seconds += time.monotonic() - started
-        offsets = [TopicPartition(topic, number, end) for (topic, number), (_, end) in source.spans.items()]
-        return _Batch(encoded, lineage.encode(source), letters, offsets, group)
+        self.stats.encode_seconds += time.monotonic() - started
+        return encoded, letters
 
-    # --- committing, in the committer's thread ---
-
-    def _commit(self, batch: _Batch) -> None:
+    def _commit(self, batch: _Batch, encoded: list[tuple[int, bytes]], letters: list[bytes]) -> None:
         started = time.monotonic()
         producer = self._producer
+        headers = lineage.encode(batch.source)
+        offsets = [TopicPartition(*place, end) for place, end in batch.source.ends.items()]
         producer.begin_transaction()
         faults.point("infer.begun")
-        for partition, frame in batch.frames:
-            producer.produce(self.space.frames_topic, frame, partition=partition, headers=batch.headers)
-        for letter in batch.dead_letters:
+        for partition, frame in encoded:
+            producer.produce(self.space.frames_topic, frame, partition=partition, headers=headers)
+        for letter in letters:
             producer.produce(self.space.dead_letters_topic, letter)
         faults.point("infer.produced")
-        kafka.retried(lambda: producer.send_offsets_to_transaction(batch.offsets, batch.group))
+        kafka.retried(lambda: producer.send_offsets_to_transaction(offsets, batch.group))
         faults.point("infer.offsets")
         kafka.retried(producer.commit_transaction)
         faults.point("infer.committed")
         self.stats.commit_seconds += time.monotonic() - started
-
-    def _finish(self) -> bool:
-        """Wait for the commit under way. If it failed, go back to what is committed and return False."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is None:
-            return True
-        try:
-            under_way.result()
-            return True
-        except KafkaException as error:
-            problem = error.args[0]
-            if problem.fatal() or not problem.txn_requires_abort():
-                raise
-            log.warning("a batch is dropped and read again: %s", problem.str())
-            kafka.within(TRANSACTION_TIMEOUT, lambda: kafka.retried(self._producer.abort_transaction))
-            self.stats.retried_batches += 1
-            if self.assigned is not None:
-                self._on_assign(self._consumer, self.assigned)
-            return False
 
     # --- membership, in the main thread, inside consume() ---
 
@@ -242,7 +278,7 @@ class Pipeline:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.assigned = None
-        self._finish()
+        self._settle(0)
 
     def _positions(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """The committed offsets; where nothing was ever committed, the beginning.
@@ -276,17 +312,3 @@ class Pipeline:
         if any(part.offset >= 0 for part in kafka.committed(consumer, everywhere)):
             return False
         return any(kafka.watermarks(consumer, self.space.frames_topic, n)[1] > 0 for n in range(self.space.partitions))
-
-
-def split_finite(
-    space: Space, messages: Sequence[Message], sources: dict[str, NDArray[np.float32]]
-) -> tuple[NDArray[np.bool_], list[tuple[Message, BadRecord]]]:
-    """Which rows of a batch can be written (bool [n]), and a refusal for each that cannot: not finite in the space's vector type."""
-    limit = np.finfo(space.vectors).max
-    good = np.ones(len(messages), np.bool_)
-    refused: list[tuple[Message, BadRecord]] = []
-    for name, array in sources.items():
-        for row in np.flatnonzero(good & ~(np.abs(array) <= limit).all(axis=1)).tolist():
-            good[row] = False
-            refused.append((messages[row], BadFrame("vector", f"{name} is not finite in {space.vectors}")))
-    return good, refused

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException, Message, TopicPartition
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError
@@ -37,12 +36,10 @@ class Silence:
         """Nothing is consumed any more."""
         self._reached = {}
 
-    def heard(self, events: Sequence[Any]) -> None:
-        """What the consumer gave: messages, or the ends of partitions."""
-        for event in events:
-            if event.error() is None or kafka.is_end(event):
-                self._reached[event.topic(), event.partition()] = event.offset() + (event.error() is None)
-                self._heard, self._suspected = time.monotonic(), False
+    def heard(self, reached: Mapping[Place, int]) -> None:
+        """The next offset to hear of each partition that messages, or its end, came from."""
+        if reached:
+            self.assigned(reached)
 
     def check(self) -> None:
         """Call when nothing came. Blocks for seconds, every 15 seconds, if the cluster is away.
@@ -71,3 +68,12 @@ class Silence:
             log.info("nothing was heard for %.0f s, and the cluster does not answer", SILENCE)
         finally:
             other.close()
+
+
+def reached(events: Sequence[Message]) -> dict[Place, int]:
+    """The next offset to hear of each partition, by what a consumer gave: messages, and the ends of partitions."""
+    return {
+        (event.topic(), event.partition()): event.offset() + (event.error() is None)
+        for event in events
+        if event.error() is None or kafka.is_end(event)
+    }

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from crossrep.errors import DataError, ModelError
+from models import lfm4ads
 from models.datasets.base import Dataset
 from models.datasets.simulator import simulate
-from models.lfm4ads import ARCHITECTURE, LFM4Ads, build, load, save
+from models.lfm4ads import ARCHITECTURE, LFM4Ads, agree, build, load, save
 from models.train import auc, evaluate, log_loss, train, training_impressions
 from models.upstream import UpstreamModel
 from models.upstream import load as load_any
@@ -153,6 +154,22 @@ def test_bfloat16_is_close(model: LFM4Ads, folder: Path, batch: Encoded, dataset
     )
     with pytest.raises(ValueError, match="dtype must be auto, float32 or bfloat16"):
         load(folder, dtype="float16")  # type: ignore[arg-type]
+
+
+def test_bfloat16_only_where_it_is_fast_and_gives_the_same_vectors(model: LFM4Ads, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def precision() -> torch.dtype:
+        return load(folder, dtype="auto").network.table.weight.dtype
+
+    monkeypatch.setattr(lfm4ads, "has_fast_bfloat16", lambda: False)
+    assert precision() == torch.float32
+    monkeypatch.setattr(lfm4ads, "has_fast_bfloat16", lambda: True)
+    assert precision() == torch.bfloat16
+    other = load(folder)
+    with torch.no_grad():
+        other.network.ad_branch[0].weight += 0.1 * torch.randn_like(other.network.ad_branch[0].weight)
+    assert agree(model, load(folder)) and not agree(model, other)
+    monkeypatch.setattr(lfm4ads, "agree", lambda exact, fast: agree(exact, other))
+    assert precision() == torch.float32
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "vocabulary.json"])

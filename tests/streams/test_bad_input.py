@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Message, Producer, TopicPartition
 from numpy.typing import NDArray
 
 from crossrep import LocalView, frames, kafka
@@ -336,36 +336,15 @@ def test_samples_through_crossrep_frame(bootstrap: str, workers: Workers, tmp_pa
 # --- a model that gives bad vectors; no broker ---
 
 
-class Message:
-    """As much of a consumed message as a transform looks at."""
-
-    def __init__(self, topic: str, value: bytes, offset: int):
-        self._topic, self._value, self._offset = topic, value, offset
-
-    def topic(self) -> str:
-        return self._topic
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return self._offset
-
-    def key(self) -> bytes | None:
-        return None
-
-    def value(self) -> bytes:
-        return self._value
-
-    def timestamp(self) -> tuple[int, int]:
-        return 2, int(time.time() * 1000)
+def message(topic: str, value: bytes, offset: int) -> Message:
+    return Message(topic=topic, partition=0, offset=offset, value=value, timestamp=(2, int(time.time() * 1000)))
 
 
 class Table:
     """Features of everybody: the number in the id."""
 
-    def rows(self, ids: Sequence[str]) -> NDArray[np.int32]:
-        return np.array([[int(id)] for id in ids], np.int32)
+    def rows(self, keys: Keys) -> NDArray[np.int32]:
+        return np.array([[int(key)] for key in keys.tolist()], np.int32).reshape(-1, 1)
 
 
 class Fake:
@@ -400,10 +379,10 @@ def test_a_vector_that_cannot_be_written_costs_its_event_only(precision: str) ->
     n = len(Fake.values)
     values = [event(user_id=str(item), item_id=str(item)) for item in range(n)]
     values.insert(2, b"undecodable")
-    messages: Any = [Message(space.inputs.impressions, value, offset) for offset, value in enumerate(values)]
-    output = infer(messages)
-    limit = 65504.0 if precision == "float16" else 3e38
-    wrong = {item for item, value in enumerate(Fake.values) if not abs(value) <= limit}
+    messages = [message(space.inputs.impressions, value, offset) for offset, value in enumerate(values)]
+    output = infer.rows(infer.forward(infer.read(messages)))
+    with np.errstate(over="ignore"):
+        wrong = {item for item, value in enumerate(Fake.values) if not np.isfinite(np.dtype(precision).type(value))}
     offsets = {item if item < 2 else item + 1 for item in wrong}
     assert {message.offset() for message, _ in output.refused} == offsets | {2}
     assert len(output.refused) == len(offsets) + 1, "each is refused once"
@@ -420,6 +399,26 @@ def test_a_batch_of_nothing_but_bad_vectors_gives_no_rows() -> None:
 
     space = Space.parse(PLAIN.format(name="fake", partitions=1))
     infer = Infer(space, Fake(), Table(), Table())  # type: ignore[arg-type]
-    messages: Any = [Message(space.inputs.clicks, event("click", user_id="1", item_id="1"), offset) for offset in range(3)]
-    output = infer(messages)
+    messages = [message(space.inputs.clicks, event("click", user_id="1", item_id="1"), offset) for offset in range(3)]
+    output = infer.rows(infer.forward(infer.read(messages)))
     assert output.rows == [] and len(output.refused) == 3
+
+
+def test_entities_keyed_by_what_only_some_events_have() -> None:
+    from tests.cluster import SPEC as PLAIN
+
+    seen = '[entities.{0}.columns.seen]\nsource = "cr"\ndim = 8\naggregate = "latest"\n'
+    text = (
+        PLAIN.format(name="fake", partitions=1) + '[entities.shown]\nkey = "impression_id"\n' + seen.format("shown") + seen.format("seller")
+    )
+    space = Space.parse(text)
+    infer = Infer(space, Fake(), Table(), Table())  # type: ignore[arg-type]
+    values = [
+        (space.inputs.impressions, event(user_id="0", item_id="0")),
+        (space.inputs.clicks, event("click", user_id="0", item_id="0", impression_id="é" * 32)),
+        (space.inputs.clicks, event("click", user_id="0", item_id="0", impression_id="é" * 33)),
+    ]
+    output = infer.rows(infer.forward(infer.read([message(topic, value, offset) for offset, (topic, value) in enumerate(values)])))
+    assert [(refused.offset(), error.reason) for refused, error in output.refused] == [(2, "id")]
+    rows = {rows.entity: rows.keys.tolist() for rows in output.rows}
+    assert rows == {"user": [b"0", b"0"], "item": [b"0", b"0"], "shown": ["é".encode() * 32]}  # no event names a seller

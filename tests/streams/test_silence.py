@@ -15,7 +15,7 @@ from confluent_kafka.admin import NewTopic
 from crossrep import kafka
 from crossrep.errors import CrossrepError
 from streams import silence
-from streams.silence import SILENCE, Place, Silence
+from streams.silence import SILENCE, Place, Silence, reached
 from tests.cluster import free_port
 
 _names = itertools.count()
@@ -78,7 +78,7 @@ def test_silence_is_right_when_all_is_read(bootstrap: str, topic: str, consumer:
     everything = {(topic, 0): 0, (topic, 1): 0}
     listener = Silence(bootstrap)
     listener.assigned(everything)
-    listener.heard(heard(consumer, everything))
+    listener.heard(reached(heard(consumer, everything)))
     for _ in range(3):
         check(listener, clock)
 
@@ -91,7 +91,7 @@ def test_what_is_not_committed_cannot_be_heard(bootstrap: str, topic: str, consu
     assert producer.flush(30) == 0
     listener = Silence(bootstrap)
     listener.assigned({(topic, 0): 0})
-    listener.heard(heard(consumer, {(topic, 0): 0}))
+    listener.heard(reached(heard(consumer, {(topic, 0): 0})))
     for _ in range(3):
         check(listener, clock)
     producer.commit_transaction(30)
@@ -130,7 +130,7 @@ def test_a_word_in_between_clears_it(bootstrap: str, topic: str, consumer: Consu
         if word == "assignment":
             listener.assigned({(topic, 0): 5})
         else:
-            listener.heard(events[:1] if word == "frame" else events[-1:])
+            listener.heard(reached(events[:1] if word == "frame" else events[-1:]))
         check(listener, clock, 0.9 * SILENCE)
     check(listener, clock)
     with pytest.raises(CrossrepError, match="goes on"):
@@ -141,7 +141,7 @@ def test_nothing_is_a_word_that_says_nothing(bootstrap: str, topic: str, clock: 
     listener = Silence(bootstrap)
     listener.assigned({(topic, 0): 0})
     check(listener, clock)
-    listener.heard([])
+    listener.heard({})
     with pytest.raises(CrossrepError, match="goes on"):
         check(listener, clock)
 
@@ -164,9 +164,9 @@ def test_what_is_added_leaves_the_others_where_they_are(bootstrap: str, topic: s
     first, second = {(topic, 0): 0}, {(topic, 1): 0}
     listener = Silence(bootstrap)
     listener.assigned(first)
-    listener.heard(heard(consumer, first))
+    listener.heard(reached(heard(consumer, first)))
     listener.assigned(second)
-    listener.heard(heard(consumer, second))
+    listener.heard(reached(heard(consumer, second)))
     for _ in range(3):  # the first one has not gone back to where it began
         check(listener, clock)
     listener.assigned(first)
