@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
 from crossrep.errors import CrossrepError
@@ -66,7 +66,7 @@ class Subscribers:
             raise CrossrepError(f"a callback for changes has failed and is not called any more: {self._error!r}") from self._error
 
 
-async def iterate(subscribe: Callable[[Callback], Callable[[], None]], check: Callable[[], None]) -> AsyncIterator[Changes]:
+async def iterate(subscribe: Callable[[Callback], Callable[[], None]], check: Callable[[], None]) -> AsyncGenerator[Changes, None]:
     """See `LocalView.changes`. What comes while nobody asks is merged by id, so that what waits is never more than there are ids."""
     loop, arrived, lock = asyncio.get_running_loop(), asyncio.Event(), threading.Lock()
     waiting: dict[str, bool] = {}  # id -> is it gone?

@@ -73,7 +73,7 @@ class Folder:
         """The array of this name: what it held before, with zeros behind; earlier ones of that name show the same memory.
 
         Raises:
-            CrossrepError: the disk is full.
+            CrossrepError: there is no room on the disk.
         """
         path, size = self.path / name, np.dtype(dtype).itemsize * int(np.prod(shape))
         with path.open("ab") as file:
@@ -81,9 +81,9 @@ class Folder:
                 if hasattr(os, "posix_fallocate"):  # else a page the disk has no room for kills the process that writes it
                     os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
-                raise CrossrepError(f"the disk of {self.path} is full: {name} needs {size:,} bytes") from None
+                raise CrossrepError(f"no room on the disk: {path} needs {size:,} bytes ({error.strerror})") from None
         self._arrays[name] = np.memmap(path, dtype, "r+", shape=shape)
         return self._arrays[name].view(np.ndarray)
 
@@ -106,6 +106,7 @@ class Folder:
 
     def release(self) -> None:
         """Let others open it, as the end of the process does."""
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing it would not do while a forked process has it too
         os.close(self._lock)
 
     def _write(self, positions: dict[int, int], stream_time: float, complete: float, closed: bool = False) -> None:

@@ -174,7 +174,7 @@ class _FileRows(_Rows):
         self.records = folder.array("records", dtype, (max(1, folder.rows("records", dtype.itemsize)),))
 
     def grow(self, rows: int) -> None:
-        """Raises CrossrepError if the disk is full."""
+        """Raises CrossrepError if there is no room on the disk."""
         self.records = self._folder.array("records", self.records.dtype, (rows,))
 
 

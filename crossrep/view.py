@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
@@ -42,7 +42,8 @@ class LocalView:
     Memory, `memory_bytes`: per key the record's size (`record_bytes`, four bytes a dimension and some) and an eighth of that in reserve,
     and 86 to 172 bytes of index. At the peak, while the index doubles beside the old one, 258 bytes of index; the records grow in place
     (without Linux's mremap, old and new exist together for a moment: twice the record's size). Beside that come up to 128 MiB of records
-    on their way in. A container's kernel kills rather than refuses memory: give `max_bytes` there.
+    on their way in. A container's kernel kills rather than refuses memory: give `max_bytes` there. With `path`, records and 65 bytes a key
+    of the index lie in files, of which the kernel keeps in memory what it has room for; `memory_bytes` and `max_bytes` count them too.
 
     Thread-safe.
 
@@ -191,7 +192,7 @@ class LocalView:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of table and index."""
+        """Bytes of table and index, in memory and files."""
         return self._table.memory_bytes
 
     @property
@@ -263,7 +264,7 @@ class LocalView:
                 self.wait(0)  # says how far it is
             await asyncio.sleep(0.05)
 
-    def changes(self) -> AsyncIterator[Changes]:
+    def changes(self) -> AsyncGenerator[Changes, None]:
         """`subscribe`, for asyncio: `async for updated, deleted in view.changes()`, first all ids held.
 
         A loop that is slower than the stream gets several changes merged: nothing piles up but ids. Raises CrossrepError once the view

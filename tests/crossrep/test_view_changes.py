@@ -106,7 +106,7 @@ def test_asyncio(bootstrap: str, space: Space) -> None:
             mirror(change)
             if "last" in change.updated:
                 break
-        await changes.aclose()  # type: ignore[attr-defined]
+        await changes.aclose()
         assert mirror.agrees() and len(mirror.counts) == 201 and not view._subscribers._callbacks
 
     with LocalView("user", space.name, bootstrap) as view:

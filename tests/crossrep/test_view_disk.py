@@ -188,3 +188,32 @@ def test_what_cannot_be_trusted_is_emptied_and_says_why(
     with opened(bootstrap, space, tmp_path) as view:
         assert len(view) == 0
         assert "deleted and created anew" in caplog.text
+
+
+def test_a_disk_without_room_ends_the_view_and_says_so(bootstrap: str, space: Space, tmp_path: Path) -> None:
+    """Files may not be larger than 100,000 bytes: what a full disk is to a file that must grow."""
+    log = Changelog(space, bootstrap)
+    log.put("user", IDS, 1)
+    code = f"""
+import resource, time, crossrep
+view = crossrep.LocalView("user", {space.name!r}, {bootstrap!r}, path={str(tmp_path)!r})
+view.wait(60)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+print(len(view), flush=True)
+try:
+    while True:
+        view.get(["k1"])
+        time.sleep(0.01)
+except crossrep.CrossrepError as error:
+    print(error)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as reader:
+        try:
+            assert reader.stdout is not None and reader.stdout.readline() == "300\n"
+            log.put("user", [f"more{i}" for i in range(2000)], 2)
+            said = reader.communicate(timeout=30)[0]
+        finally:
+            reader.kill()
+    assert re.search(r"no room on the disk: .* needs [\d,]+ bytes", said), said
+    with opened(bootstrap, space, tmp_path) as view:  # with room again
+        assert held(view) == seen(bootstrap, space, "user") and len(view) == 2300
