@@ -77,7 +77,7 @@ async def iterate(subscribe: Callable[[Callback], Callable[[], None]], check: Ca
             waiting.update(dict.fromkeys(changes.deleted, True))
         loop.call_soon_threadsafe(arrived.set)
 
-    end = await asyncio.to_thread(subscribe, note)
+    first, end = True, await asyncio.to_thread(subscribe, note)
     try:
         while True:
             try:
@@ -89,7 +89,8 @@ async def iterate(subscribe: Callable[[Callback], Callable[[], None]], check: Ca
             with lock:
                 seen = dict(waiting)
                 waiting.clear()
-            if seen:
+            if seen or first:  # also when nothing is held: who waits for the beginning learns that this is it
+                first = False
                 yield Changes([id for id, gone in seen.items() if not gone], [id for id, gone in seen.items() if gone])
     finally:
         end()

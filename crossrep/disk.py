@@ -150,6 +150,15 @@ def open_folder(path: Path, expected: Note, bounds: dict[int, tuple[int, int]], 
         os.close(lock)
         raise CrossrepError(f"{path} is open in another view. Give each view a folder of its own, or share one view") from None
     try:
+        return Folder(path, lock, _trusted(path, expected, bounds, tombstones_kept))
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _trusted(path: Path, expected: Note, bounds: dict[int, tuple[int, int]], tombstones_kept: Callable[[], float]) -> Note:
+    """What a folder's note says, if that can be trusted; else empties it. Marks it as open either way."""
+    try:
         note = Note(**json.loads((path / _NOTE).read_bytes()))
         reason = _distrust(path, note, expected, bounds, tombstones_kept)
     except FileNotFoundError:
@@ -161,10 +170,9 @@ def open_folder(path: Path, expected: Note, bounds: dict[int, tuple[int, int]], 
         for name in (_NOTE, "records", "keys", "lengths"):
             (path / name).unlink(missing_ok=True)
         note = expected
-    # Before anything is changed, the disk must know that it is open.
-    folder = Folder(path, lock, replace(note, closed=False, boot=_boot()))
-    _write(path, folder.note)
-    return folder
+    note = replace(note, closed=False, boot=_boot())
+    _write(path, note)  # before anything is changed, the disk must know that it is open
+    return note
 
 
 def _distrust(

@@ -254,9 +254,9 @@ def tombstones_kept(bootstrap: str, topic: str) -> float:
     Raises:
         CrossrepError: the cluster does not say.
     """
-    resource = ConfigResource(ResourceType.TOPIC, topic)
+    resource, client = ConfigResource(ResourceType.TOPIC, topic), admin(bootstrap)
     try:
-        (asked,) = admin(bootstrap).describe_configs([resource], request_timeout=REQUEST_TIMEOUT).values()
+        (asked,) = client.describe_configs([resource], request_timeout=REQUEST_TIMEOUT).values()
         return float(asked.result()["delete.retention.ms"].value) / 1000
     except KafkaException as error:
         raise CrossrepError(f"cannot ask for the settings of {topic}: {error.args[0].str()}") from None

@@ -93,8 +93,8 @@ class RepresentationLookup(nn.Module):
     def _read(self, keys: Keys, at: float | None = None) -> Rows:
         answer = self.view.get(keys, at, [self.column])
         values = answer[self.column]
-        age = np.maximum(answer.at - values.times, 0.0, out=np.zeros(len(keys)), where=values.known)
-        return values.vectors, np.stack([values.confidence, age], axis=1).astype(np.float32)
+        age = np.subtract(answer.at, values.times, out=np.zeros(len(keys)), where=values.known)
+        return values.vectors, np.stack([values.confidence, np.maximum(age, 0.0)], axis=1).astype(np.float32)
 
     def extra_repr(self) -> str:
         return f"{self.view.entity}.{self.column} of {self.view.space.name}, dim={self.dim}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -56,22 +56,24 @@ class Samples(NamedTuple):
 class ClickModel(nn.Module):
     """Click logits of impressions, from hashed ids and context and, if lookups are given, from representations."""
 
-    def __init__(self, scenarios: int, ur: RepresentationLookup | None = None, ir: RepresentationLookup | None = None):
+    def __init__(self, scenarios: int, users: Sequence[RepresentationLookup] = (), items: Sequence[RepresentationLookup] = ()):
         super().__init__()
-        self.ur, self.ir = ur, ir
+        self.user_lookups, self.item_lookups = nn.ModuleList(users), nn.ModuleList(items)
         self.users, self.items = nn.Embedding(BUCKETS, EMBEDDING), nn.Embedding(BUCKETS, EMBEDDING)
         self.scenarios = nn.Embedding(scenarios, EMBEDDING)
-        given = 0 if ur is None or ir is None else ur.dim + ir.dim + 3
+        given = sum(lookup.dim + 1 for lookup in [*users, *items])
+        self.norm = nn.BatchNorm1d(given, affine=False)  # vectors and confidences come in every scale
         self.layers = nn.Sequential(nn.Linear(3 * EMBEDDING + 1 + given, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, samples: Samples) -> Tensor:
         """Logits, float32 [n]."""
         user, item, scenario, ad, _ = samples
         parts = [self.users(hashed(user)), self.items(hashed(item)), self.scenarios(scenario), ad[:, None]]
-        if self.ur is not None and self.ir is not None:
-            u, i = self.ur.look_up(user), self.ir.look_up(item)
-            match = (u.vectors * i.vectors).sum(1, keepdim=True) / self.ur.dim**0.5
-            parts += [u.vectors, i.vectors, match, u.confidence, i.confidence]
+        found = [lookup.look_up(user) for lookup in self.user_lookups] + [lookup.look_up(item) for lookup in self.item_lookups]
+        if found:
+            # The difference of two log confidences, clicks and all, is a time-decayed click rate.
+            given = [each.vectors for each in found] + [each.confidence.log1p() for each in found]
+            parts.append(self.norm(torch.cat(given, 1)))
         logits: Tensor = self.layers(torch.cat(parts, 1))
         return logits.squeeze(1)
 
@@ -84,10 +86,12 @@ class Learner:
         self.adam = torch.optim.Adam(model.parameters(), lr=2e-3)
 
     def foresee(self, samples: Samples) -> None:
+        self.model.eval()
         with torch.inference_mode():
             self.scores.append(self.model(samples).numpy())
 
     def learn(self, samples: Samples) -> None:
+        self.model.train()
         for at in range(0, CHUNK, BATCH):
             batch = samples.part(at, at + BATCH)
             self.adam.zero_grad()
@@ -110,15 +114,18 @@ def run(dataset: Dataset, space: str, bootstrap: str, console: Console, rate: fl
         publish.publish_features(dataset, inputs, bootstrap)
         past = publish.publish_events(only(dataset, "past", [past for past, _ in split(dataset) if len(past)]), inputs, bootstrap)
         console.print(f"{past.impressions:,} impressions and {past.clicks:,} clicks are published as the past")
-        lookups = RepresentationLookup(users, "ur"), RepresentationLookup(items, "ir")
+        of_users, of_items = (
+            [RepresentationLookup(view, name) for name, column in view.space.entities[view.entity].columns.items() if column.dim]
+            for view in (users, items)
+        )
         torch.manual_seed(0)
-        models = {"ids": ClickModel(len(dataset.scenarios)), "representations": ClickModel(len(dataset.scenarios), *lookups)}
+        models = {"ids": ClickModel(len(dataset.scenarios)), "representations": ClickModel(len(dataset.scenarios), of_users, of_items)}
         learners, clicked = {name: Learner(model) for name, model in models.items()}, list[np.ndarray]()
         table = Table("impressions", "known users", "known items", "staleness", "AUC: ids", "with representations", box=None)
         started = time.monotonic()
         with Live(table, console=console, refresh_per_second=2, vertical_overflow="visible"):
             for number, chunk in enumerate(chunks(dataset, limit), 1):
-                for lookup in lookups:
+                for lookup in [*of_users, *of_items]:
                     lookup.refresh()  # what is looked up for this chunk stays as it is, also while it is published
                 samples = samples_of(dataset, chunk)
                 for learner in learners.values():
@@ -128,7 +135,7 @@ def run(dataset: Dataset, space: str, bootstrap: str, console: Console, rate: fl
                 for learner in learners.values():
                     learner.learn(samples)
                 if number % WINDOW == 0:
-                    known = [lookup.look_up(ids).confidence.mean().item() for lookup, ids in zip(lookups, (samples.user, samples.item))]
+                    known = [users.get(samples.user).found.mean(), items.get(samples.item).found.mean()]
                     recent = [auc(np.concatenate(x.scores[-WINDOW:]), np.concatenate(clicked[-WINDOW:])) for x in learners.values()]
                     shares = (f"{share:.0%}" for share in known)
                     table.add_row(f"{number * CHUNK:,}", *shares, f"{users.staleness:.1f} s", *(f"{value:.4f}" for value in recent))

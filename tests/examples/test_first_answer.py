@@ -35,6 +35,7 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wo
                 continue
             if words[0] == "rewind":
                 workers.kill_all()
+                wait_for(lambda words=words: CliRunner().invoke(cli, words).exit_code == 0, "their sessions end", every=0.5)  # type: ignore[misc]
             elif words[0] == "simulate" or words[:2] == ["train", "simulated"]:
                 words = [*words, *SMALL]
             elif words[0] == "get":
