@@ -14,7 +14,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import click
@@ -58,7 +58,8 @@ class ClickModel(nn.Module):
 
     def __init__(self, scenarios: int, users: Sequence[RepresentationLookup] = (), items: Sequence[RepresentationLookup] = ()):
         super().__init__()
-        self.user_lookups, self.item_lookups = nn.ModuleList(users), nn.ModuleList(items)
+        self.user_lookups: Any = nn.ModuleList(users)
+        self.item_lookups: Any = nn.ModuleList(items)
         self.users, self.items = nn.Embedding(BUCKETS, EMBEDDING), nn.Embedding(BUCKETS, EMBEDDING)
         self.scenarios = nn.Embedding(scenarios, EMBEDDING)
         given = sum(lookup.dim + 1 for lookup in [*users, *items])
