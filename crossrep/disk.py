@@ -115,7 +115,7 @@ class Folder:
         sizes = {name: array.nbytes for name, array in self._arrays.items()}
         numbers = self.note.positions | {str(number): at for number, at in positions.items()}
         self.note = replace(self.note, positions=numbers, stream_time=stream_time, current=current, sizes=sizes, closed=closed)
-        _write(self.path, self.note)
+        _write(self.path, self.note, durably=closed)
 
 
 def open_table(path: Path, space: Space, entity: str, partitions: Set[int] | None, only: Set[bytes] | None, bootstrap: str) -> Folder:
@@ -171,7 +171,7 @@ def _trusted(path: Path, expected: Note, bounds: dict[int, tuple[int, int]], tom
             (path / name).unlink(missing_ok=True)
         note = expected
     note = replace(note, closed=False, boot=_boot())
-    _write(path, note)  # before anything is changed, the disk must know that it is open
+    _write(path, note, durably=True)  # before anything is changed, the disk must know that it is open
     return note
 
 
@@ -205,13 +205,17 @@ def _distrust(
     return None
 
 
-def _write(path: Path, note: Note) -> None:
+def _write(path: Path, note: Note, durably: bool) -> None:
+    """Replace the note in one step; `durably`: it outlives a crash of the machine, for which this waits."""
     temporary = path / f"{_NOTE}.new"
     with temporary.open("w") as file:
         json.dump(asdict(note), file)
-        file.flush()
-        os.fsync(file.fileno())
+        if durably:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path / _NOTE)
+    if not durably:
+        return
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name too

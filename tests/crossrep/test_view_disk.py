@@ -105,7 +105,7 @@ def test_after_kill_9_it_is_right(bootstrap: str, space: Space, tmp_path: Path, 
 
     def change() -> None:
         random, turn = np.random.default_rng(0), 0
-        while not stop.wait(0.005):
+        while not stop.wait(0.02):
             turn += 1
             log.put("user", [f"k{i}" for i in random.integers(0, 200 * turn, 300)], turn)  # ever more of them
             log.delete("user", [f"k{i}" for i in np.unique(random.integers(0, 200 * turn, 200))])
