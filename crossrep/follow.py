@@ -84,7 +84,8 @@ class Follower:
         self._topic_id = ""
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}
-        self._behind: set[int] = set()  # partitions whose end has not been reached yet
+        self._behind: set[int] = set()  # partitions whose end at the start has not been reached yet
+        self._first_ends: dict[int, int] = {}
         self._probe: _Probe | None = None  # on its way
         self._probe_due = 0.0
         self._strikes = 0  # probes in a row that found another topic, or none
@@ -211,7 +212,7 @@ class Follower:
             if self._partitions is None or number in self._partitions:
                 first, self._ends[number] = kafka.watermarks(client, self.topic, number)
                 self._positions[number] = first if self._begin is None else self._begin[1][number]
-        self._behind = set(self._positions)
+        self._behind, self._first_ends = set(self._positions), dict(self._ends)
 
     def _read(self, messages: list[Message]) -> None:
         runs: dict[int, list[Message]] = {}
@@ -236,6 +237,8 @@ class Follower:
             self._apply([message.key() for message in run], [message.value() for message in run])
             self.records += len(run)
         self._positions |= reached
+        # Where the stream never pauses, nobody says that an end is reached: everything that was there at the start is enough.
+        self._behind = {number for number in self._behind if self._positions[number] < self._first_ends[number]}
         if not self._behind:
             self._caught_up.set()
 
