@@ -5,6 +5,8 @@ FrameWriter   write rows of your own model into a space
 Space         a validated spec
 """
 
+from crossrep.answers import ColumnValues, Representations
+from crossrep.changes import Changes
 from crossrep.errors import (
     BadEvent,
     BadFrame,
@@ -18,13 +20,14 @@ from crossrep.errors import (
     TopicError,
 )
 from crossrep.spec import Column, Entity, Space
-from crossrep.view import ColumnValues, LocalView, Representations
+from crossrep.view import LocalView
 from crossrep.writer import FrameWriter
 
 __all__ = [
     "BadEvent",
     "BadFrame",
     "BadRecord",
+    "Changes",
     "Column",
     "ColumnValues",
     "CrossrepError",

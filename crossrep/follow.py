@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ from crossrep.errors import CrossrepError, TopicError
 
 log = logging.getLogger(__name__)
 
-Apply = Callable[[list[bytes], list[bytes | None]], None]  # keys, values (None: the key was deleted)
+Apply = Callable[[list[bytes], list[bytes | None]], object]  # keys, values (None: the key was deleted)
+
+Reached = Callable[[dict[int, int], float], None]
 
 PROBE_EVERY = 1.0  # seconds
 PROBE_TIMEOUT = 5.0  # seconds
@@ -44,7 +47,7 @@ _ANEW = "What is held here is not kept fresh any more: begin anew with a new vie
 
 
 class Follower:
-    """Reads all partitions of `topic`, read_committed, from the beginning and then for ever.
+    """Reads the partitions of `topic`, read_committed, from the beginning and then for ever.
 
     While the cluster is away it waits, and then goes on where it was; `staleness` tells. It ends, and every question raises CrossrepError,
     once what it applied is no longer the beginning of what the topic holds: the topic is deleted, created anew, or cut off beyond the
@@ -53,25 +56,40 @@ class Follower:
     Args:
         apply: called from the follower's thread with runs of messages, per partition in order. An exception ends the follower and is
             raised by whatever is asked of it next.
+        partitions: follow these alone.
+        start: the topic's id, and where to begin in each partition (next offsets), if not at the beginning of all.
+        reached: called from the follower's thread some 50 times a second, with positions up to which all is applied, and when
+            (time.monotonic()) that was last all there was.
     """
 
-    def __init__(self, topic: str, apply: Apply, bootstrap: str):
+    def __init__(
+        self,
+        topic: str,
+        apply: Apply,
+        bootstrap: str,
+        partitions: Collection[int] | None = None,
+        start: tuple[str, dict[int, int]] | None = None,
+        reached: Reached = lambda positions, complete: None,
+    ):
         self.topic = topic
         self.records = 0  # applied so far
+        self.complete_at = -math.inf  # time.monotonic(); what was in the topic then has been applied
         self._apply = apply
         self._bootstrap = bootstrap
+        self._partitions, self._begin, self._reached = partitions, start, reached
+        self._process = os.getpid()
         self._caught_up = threading.Event()
         self._stopped = threading.Event()
         self._error: BaseException | None = None
         self._topic_id = ""
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}
-        self._behind: set[int] = set()  # partitions whose end has not been reached yet
+        self._behind: set[int] = set()  # partitions whose end at the start has not been reached yet
+        self._first_ends: dict[int, int] = {}
         self._probe: _Probe | None = None  # on its way
         self._probe_due = 0.0
         self._strikes = 0  # probes in a row that found another topic, or none
         self._target: tuple[float, dict[int, int]] | None = None  # when asked, and where the topic ended then
-        self._complete_at = -math.inf
         self._moved_to: dict[int, int] = {}  # positions, and since when
         self._moved_at, self._patience = 0.0, STALLED_AFTER
         self._thread = threading.Thread(target=self._run, name=f"follow {topic}", daemon=True)
@@ -121,15 +139,25 @@ class Follower:
         cluster does not answer or the follower is behind, and is infinite until the end is first reached.
         """
         self.check()
-        return time.monotonic() - self._complete_at
+        return time.monotonic() - self.complete_at
 
-    def close(self) -> None:
-        """Stop; takes no longer than CLOSE_TIMEOUT, even if the cluster is away."""
+    def fail(self, error: CrossrepError) -> None:
+        """Let every question raise this, unless following has failed before."""
+        self._error = self._error or error
+
+    def close(self) -> bool:
+        """Stop; takes no longer than CLOSE_TIMEOUT, even if the cluster is away. Returns whether nothing is applied any more."""
         self._stopped.set()
         self._thread.join(CLOSE_TIMEOUT)
+        return not self._thread.is_alive()
 
     def check(self) -> None:
         """Raise CrossrepError if following has ended: what was applied is then old and getting older."""
+        if os.getpid() != self._process:
+            raise CrossrepError(
+                f"{self.topic} is followed in process {self._process}, of which this one is a fork: nothing new comes here. Open a view in "
+                "every process that needs one, or look up in the one that has it"
+            )
         if self._error is not None:
             raise CrossrepError(f"following {self.topic} has failed: {str(self._error) or repr(self._error)}") from self._error
 
@@ -159,7 +187,8 @@ class Follower:
                     if not self._heard(probe):
                         admin = kafka.admin(self._bootstrap)
                 if self._target is not None and all(self._positions[number] >= end for number, end in self._target[1].items()):
-                    self._complete_at, self._target = self._target[0], None
+                    self.complete_at, self._target = self._target[0], None
+                self._reached(self._positions, self.complete_at)
                 if self._stalled():
                     log.warning("following %s: nothing comes, though there is more: connecting anew", self.topic)
                     client.close()
@@ -176,10 +205,14 @@ class Follower:
 
     def _start(self, client: Consumer) -> None:
         described = describe(self.topic, self._bootstrap)
-        self._topic_id = str(described.topic_id)
+        found = str(described.topic_id)
+        self._topic_id = found if self._begin is None else self._begin[0]
+        self._check_id(found)
         for number in (partition.id for partition in described.partitions):
-            self._positions[number], self._ends[number] = kafka.watermarks(client, self.topic, number)
-        self._behind = set(self._positions)
+            if self._partitions is None or number in self._partitions:
+                first, self._ends[number] = kafka.watermarks(client, self.topic, number)
+                self._positions[number] = first if self._begin is None else self._begin[1][number]
+        self._behind, self._first_ends = set(self._positions), dict(self._ends)
 
     def _read(self, messages: list[Message]) -> None:
         runs: dict[int, list[Message]] = {}
@@ -204,6 +237,8 @@ class Follower:
             self._apply([message.key() for message in run], [message.value() for message in run])
             self.records += len(run)
         self._positions |= reached
+        # Where the stream never pauses, nobody says that an end is reached: everything that was there at the start is enough.
+        self._behind = {number for number in self._behind if self._positions[number] < self._first_ends[number]}
         if not self._behind:
             self._caught_up.set()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from crossrep.errors import CrossrepError
 
@@ -246,6 +246,20 @@ def messages(bootstrap: str, topic: str, bounds: Mapping[int, tuple[int, int]]) 
     """The messages of `runs`, one by one."""
     for run in runs(bootstrap, topic, bounds):
         yield from run
+
+
+def tombstones_kept(bootstrap: str, topic: str) -> float:
+    """For how many seconds a topic keeps deletions at least.
+
+    Raises:
+        CrossrepError: the cluster does not say.
+    """
+    resource, client = ConfigResource(ResourceType.TOPIC, topic), admin(bootstrap)
+    try:
+        (asked,) = client.describe_configs([resource], request_timeout=REQUEST_TIMEOUT).values()
+        return float(asked.result()["delete.retention.ms"].value) / 1000
+    except KafkaException as error:
+        raise CrossrepError(f"cannot ask for the settings of {topic}: {error.args[0].str()}") from None
 
 
 def bounds(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 
 from crossrep.spec import MAX_KEY_BYTES
 
+Id = str | bytes | int
 MISSING = -1
+
+Place = Callable[[str, tuple[int, ...]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,14 @@ class Keys:
         return len(self.offsets) - 1
 
     @classmethod
-    def of(cls, ids: Sequence[str | bytes | int]) -> Keys:
-        """Keys of strings, bytes or integers (written in decimal).
+    def of(cls, ids: Sequence[Id] | NDArray[Any]) -> Keys:
+        """Keys of strings, bytes or integers (written in decimal); arrays and tensors of one dimension do too.
 
         Raises:
             ValueError: an id is empty or longer than 64 bytes; names it.
         """
+        if hasattr(ids, "tolist"):  # a tensor's elements would write themselves as "tensor(17)"
+            ids = ids.tolist()
         encoded = [i if isinstance(i, bytes) else str(i).encode() for i in ids]
         offsets = np.zeros(len(encoded) + 1, np.int32)
         lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
@@ -72,18 +78,29 @@ class KeyIndex:
     """An open-addressing hash index from key to slot; slots are handed out densely and reused after `remove`.
 
     Not thread-safe. Memory: 78 bytes a slot beside the table of 8 bytes a slot.
+
+    Args:
+        place: where the keys lie, 65 of those bytes, if not in memory: gives the uint8 array of a name and shape, with what it held when it
+            was smaller, or in an earlier process, and zeros behind. The index begins with the keys that are there.
     """
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int, place: Place | None = None):
         self.size = 0
+        self._place = place
         self._allocate(max(capacity, 8))
+        if place is not None:
+            used = np.flatnonzero(self._lengths)
+            _hash_slots(self._hashes, self._lengths, self._bytes, used)
+            _rehash(self._table, self._hashes, used)
+            self.size = len(used)
+            self._free[: self.capacity - self.size] = np.flatnonzero(self._lengths == 0)[::-1]
 
     def _allocate(self, capacity: int) -> None:
         self.capacity = capacity
         self._table = np.full(1 << int(np.ceil(np.log2(capacity * 2))), MISSING, np.int32)
         self._hashes = np.zeros(capacity, np.uint64)
-        self._lengths = np.zeros(capacity, np.uint8)
-        self._bytes = np.zeros((capacity, MAX_KEY_BYTES), np.uint8)
+        place = self._place or (lambda _, shape: np.zeros(shape, np.uint8))
+        self._lengths, self._bytes = place("lengths", (capacity,)), place("keys", (capacity, MAX_KEY_BYTES))
         self._free = np.arange(capacity - 1, -1, -1, dtype=np.int32)  # a stack; its first (capacity - size) entries are free
 
     def find(self, keys: Keys) -> NDArray[np.int32]:
@@ -115,13 +132,17 @@ class KeyIndex:
     def remove(self, slots: NDArray[np.int32]) -> None:
         """Forget the keys in these slots."""
         _remove(self._table, self._hashes, self._free, self.capacity - self.size, slots)
+        if self._place is not None:
+            self._lengths[slots] = 0  # whoever opens it next sees no key there
         self.size -= len(slots)
 
     def grow(self, capacity: int) -> None:
         """Enlarge, keeping every slot number."""
         old_bytes, old_hashes, old_lengths, old_free, old = self._bytes, self._hashes, self._lengths, self._free, self.capacity
         self._allocate(capacity)
-        self._bytes[:old], self._hashes[:old], self._lengths[:old] = old_bytes, old_hashes, old_lengths
+        self._hashes[:old] = old_hashes
+        if self._place is None:
+            self._bytes[:old], self._lengths[:old] = old_bytes, old_lengths
         fresh = capacity - old
         self._free[:fresh] = np.arange(capacity - 1, old - 1, -1)
         self._free[fresh : fresh + old - self.size] = old_free[: old - self.size]
@@ -277,9 +298,9 @@ def _insert(table, hashes, lengths, key_bytes, free, size, data, offsets, slots,
             slot = free[len(free) - size - count - 1]
             table[position] = slot
             hashes[slot] = h
-            lengths[slot] = length
             for j in range(length):
                 key_bytes[slot, j] = data[start + j]
+            lengths[slot] = length  # last: a length in a file says that the key is there, even if the process is killed right now
             new[count] = row
             count += 1
         slots[row] = slot
@@ -307,6 +328,12 @@ def _remove(table, hashes, free, free_count, slots):  # type: ignore[no-untyped-
                 hole = position
         table[hole] = MISSING
         free[free_count + i] = slots[i]
+
+
+@_jit
+def _hash_slots(hashes, lengths, key_bytes, used):  # type: ignore[no-untyped-def]
+    for i in range(len(used)):
+        hashes[used[i]] = _hash(key_bytes[used[i]], 0, lengths[used[i]])
 
 
 @_jit

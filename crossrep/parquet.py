@@ -55,8 +55,8 @@ def schema(layout: RecordLayout) -> Any:
 
 def to_arrow(layout: RecordLayout, keys: Keys, records: NDArray[np.void]) -> Any:
     """n records of n keys as an Arrow record batch."""
-    ids, odd = _ids(keys)
-    columns = [ids, pa.array(records["count"].astype(np.int64)), _timestamps(records["event_time"])]
+    ids, odd = ids_of(keys)
+    columns = [ids, pa.array(records["count"].astype(np.int64)), timestamps(records["event_time"])]
     exact = [pa.array(records["event_time"].copy())]
     for name, column in layout.columns.items():
         times = records[f"{name}_time"].copy()
@@ -65,7 +65,7 @@ def to_arrow(layout: RecordLayout, keys: Keys, records: NDArray[np.void]) -> Any
             columns.append(pa.FixedSizeListArray.from_arrays(flat, column.dim, mask=pa.array(times == NEVER)))
         if column.half_life is not None:
             columns.append(pa.array(records[f"{name}_weight"].copy()))
-        columns.append(_timestamps(times))
+        columns.append(timestamps(times))
         exact.append(pa.array(times))
     columns += [pa.array(records["source_offset"].astype(np.int64)), odd, *exact]
     return pa.record_batch(columns, schema(layout))
@@ -150,7 +150,7 @@ class Hashed:
         return self._hash.hexdigest()
 
 
-def _ids(keys: Keys) -> tuple[Any, Any]:
+def ids_of(keys: Keys) -> tuple[Any, Any]:
     """Keys as text, and those that are no UTF-8 as they are; null where the text says it all."""
     ids = pa.StringArray.from_buffers(len(keys), pa.py_buffer(keys.offsets), pa.py_buffer(keys.data))
     try:
@@ -169,6 +169,6 @@ def _keys_of(ids: Any) -> Keys:
     return Keys(held[ends[0] : ends[-1]], ends - ends[0])
 
 
-def _timestamps(seconds: NDArray[np.float64]) -> Any:
+def timestamps(seconds: NDArray[np.float64]) -> Any:
     never = ~np.isfinite(seconds)
     return pa.array(np.round(np.where(never, 0.0, seconds) * 1e6).astype(np.int64), pa.int64(), mask=never).cast(_TIME)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import mmap
 import sys
 import threading
+from collections.abc import Set
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossrep.errors import CrossrepError
 from crossrep.keys import MISSING, KeyIndex, Keys
+from crossrep.means import Means
 from crossrep.records import RecordLayout
 from crossrep.spec import Space
+
+if TYPE_CHECKING:
+    from crossrep.disk import Folder
 
 _SLOTS = 1024  # of an empty index
 _INDEX_BYTES = 86  # KeyIndex, a slot
@@ -26,17 +32,39 @@ class RecordTable:
 
     Args:
         max_bytes: applying raises rather than take more than this for index and records, also while they grow.
+        only: keep these keys alone.
+        with_means: keep `means` up to date, which costs a second look at every record that is replaced.
+        folder: keep records and keys there, and begin with what it holds; 22 to 30 bytes a key stay in memory.
     """
 
-    def __init__(self, space: Space, entity: str, max_bytes: int | None = None):
+    def __init__(
+        self,
+        space: Space,
+        entity: str,
+        max_bytes: int | None = None,
+        only: Set[bytes] | None = None,
+        with_means: bool = False,
+        folder: Folder | None = None,
+    ):
         self.lock = threading.Lock()
         self.layout = RecordLayout(space, entity)
-        self.index = KeyIndex(_SLOTS)
-        self.stream_time = -np.inf  # the newest event time in any record applied, seconds since 1970
-        self._rows = _Rows(self.layout.dtype)
+        if folder is None:
+            self.index, self._rows = KeyIndex(_SLOTS), _Rows(self.layout.dtype)
+        else:
+            self.index = KeyIndex(max(_SLOTS, folder.rows("lengths", 1)), lambda name, shape: folder.array(name, np.uint8, shape))
+            self._rows = _FileRows(self.layout.dtype, folder)
+        self.stream_time = -np.inf  # the newest event time in any record applied, wanted or not, seconds since 1970
+        self.means = Means(self.layout) if with_means else None
         self._place = f"a record of {space.representations_topic(entity)}:"
         self._of = f"{entity} keys of space {space.name!r}"
         self._max_bytes = max_bytes
+        self._only = only
+        if folder is not None:
+            self.stream_time = folder.note.stream_time
+        if folder is not None and self.means is not None:
+            slots = self.index.slots()
+            for first in range(0, len(slots), 65_536):
+                self.means.add(self.records[slots[first : first + 65_536]])
 
     @property
     def records(self) -> NDArray[np.void]:
@@ -48,8 +76,10 @@ class RecordTable:
         """Bytes of records and index."""
         return self.records.nbytes + self.index.capacity * _INDEX_BYTES
 
-    def apply(self, names: list[bytes], values: list[bytes | None]) -> None:
+    def apply(self, names: list[bytes], values: list[bytes | None]) -> tuple[list[bytes], list[bytes]]:
         """A run of messages in the topic's order: keys, and their records, or None where a key is deleted.
+
+        Returns the keys that have a new record, and those that were held and are gone.
 
         Raises:
             BadRecord: a value is not a record of this space.
@@ -62,17 +92,27 @@ class RecordTable:
         wanted = held + len(kept)
         try:
             records = self.layout.decode(list(kept.values()), self._place)
-            keys = Keys.of(list(kept))
+            stream_time = float(records["event_time"].max(initial=self.stream_time))
+            came = list(kept)
+            if self._only is not None:
+                rows = [row for row, name in enumerate(came) if name in self._only]
+                came, records = [came[row] for row in rows], records[rows]
+            keys = Keys.of(came)
             with self.lock:
                 dropped = self.index.find(Keys.of(gone))
-                self.index.remove(dropped[dropped != MISSING])
+                found = dropped != MISSING
                 slots = self.index.find(keys)
+                if self.means is not None:
+                    self.means.take(self.records[dropped[found]])
+                    self.means.take(self.records[slots[slots != MISSING]])
+                    self.means.add(records)
+                self.index.remove(dropped[found])
                 wanted = self.index.size + int(np.count_nonzero(slots == MISSING))
                 self.make_room(wanted)
                 self.index.insert(keys, slots)
                 self.records[slots] = records
-                if len(records):
-                    self.stream_time = max(self.stream_time, float(records["event_time"].max()))
+                self.stream_time = stream_time
+            return came, [name for name, was in zip(gone, found.tolist()) if was]
         except MemoryError:
             limit = "this process cannot have them" if self._max_bytes is None else f"max_bytes is {self._max_bytes:,}"
             raise CrossrepError(
@@ -124,6 +164,18 @@ class _Rows:
             raise MemoryError from None
         finally:
             self.records = np.frombuffer(self._memory, dtype)
+
+
+class _FileRows(_Rows):
+    """The same, in a file."""
+
+    def __init__(self, dtype: np.dtype[np.void], folder: Folder):
+        self._folder = folder
+        self.records = folder.array("records", dtype, (max(1, folder.rows("records", dtype.itemsize)),))
+
+    def grow(self, rows: int) -> None:
+        """Raises CrossrepError if there is no room on the disk."""
+        self.records = self._folder.array("records", self.records.dtype, (rows,))
 
 
 def _slots(keys: int) -> int:

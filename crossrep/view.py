@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import algebra, kafka, spaces
-from crossrep.errors import SpaceError
+from crossrep import filters, kafka, spaces
+from crossrep.answers import Representations, answer
+from crossrep.changes import Callback, Changes, Subscribers, iterate
+from crossrep.errors import CrossrepError, SpaceError
 from crossrep.follow import Follower
-from crossrep.keys import MISSING, Keys
+from crossrep.keys import MISSING, Id, Keys
 from crossrep.spec import Space
 from crossrep.table import RecordTable
 
-Id = str | bytes | int
+if TYPE_CHECKING:
+    from crossrep.disk import Folder
 
-
-@dataclass(frozen=True)
-class ColumnValues:
-    """One column of n ids. Where an id is not found, or never had this column: vector 0, weight 0, time -inf."""
-
-    vectors: NDArray[np.float32]  # [n, dim]
-    weights: NDArray[np.float64]  # [n], decayed to the time asked for: the confidence; NaN for `latest`
-    times: NDArray[np.float64]  # [n], seconds since 1970 of the newest event in the column
-
-
-@dataclass(frozen=True)
-class Representations(Mapping[str, ColumnValues]):
-    """The answer to a look-up of n ids: a mapping from column to values, with what is known of each id."""
-
-    found: NDArray[np.bool_]  # [n]
-    counts: NDArray[np.int64]  # [n], events folded; 0 if not found
-    event_times: NDArray[np.float64]  # [n], newest event, seconds since 1970; -inf if not found
-    source_offsets: NDArray[np.int64]  # [n], every frame of the id's partition up to and including this offset is in it; -1 if not found
-    at: float  # the time weights are decayed to, seconds since 1970
-    columns: dict[str, ColumnValues]
-
-    def __getitem__(self, column: str) -> ColumnValues:
-        return self.columns[column]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.columns)
-
-    def __len__(self) -> int:
-        return len(self.columns)
+Missing = Literal["zero", "mean"]
 
 
 class LocalView:
@@ -63,7 +42,8 @@ class LocalView:
     Memory, `memory_bytes`: per key the record's size (`record_bytes`, four bytes a dimension and some) and an eighth of that in reserve,
     and 86 to 172 bytes of index. At the peak, while the index doubles beside the old one, 258 bytes of index; the records grow in place
     (without Linux's mremap, old and new exist together for a moment: twice the record's size). Beside that come up to 128 MiB of records
-    on their way in. A container's kernel kills rather than refuses memory: give `max_bytes` there.
+    on their way in. A container's kernel kills rather than refuses memory: give `max_bytes` there. With `path`, records and 65 bytes a key
+    of the index lie in files, of which the kernel keeps in memory what it has room for; `memory_bytes` and `max_bytes` count them too.
 
     Thread-safe.
 
@@ -72,38 +52,105 @@ class LocalView:
         space: the name of a published space. Everything else is learnt from its publication.
         bootstrap: the cluster; default KAFKA_BOOTSTRAP, or the local broker.
         max_bytes: the table and the index end the view rather than take more than this, also while they grow.
+        partitions: hold these partitions' keys alone; nothing else is fetched.
+        ids: hold these keys alone; their partitions are read. What a filter leaves out is answered as any key that is not held.
+        path: keep the table in files below this folder (Linux, macOS), so that it may be larger than memory, and a new view goes on
+            where the last one was. One view at a time. It is a cache: right to delete, and emptied by itself, with a warning that says
+            why, when it cannot be trusted.
+        missing: the vector of keys that have none: "zero", or "mean", the mean over all keys held that have one. Their weight is 0.
 
     Raises:
-        SpaceError: no such space, or no such entity in it.
-        CrossrepError: the cluster does not answer, for 20 seconds.
+        SpaceError: no such space, no such entity in it, or no such partition.
+        ValueError: an id is empty or longer than 64 bytes; nothing is wanted; both filters are given; `missing` is neither.
+        CrossrepError: the cluster does not answer, for 20 seconds; another view has the folder open.
     """
 
-    def __init__(self, entity: str, space: str, bootstrap: str | None = None, max_bytes: int | None = None):
+    def __init__(
+        self,
+        entity: str,
+        space: str,
+        bootstrap: str | None = None,
+        max_bytes: int | None = None,
+        *,
+        partitions: Collection[int] | None = None,
+        ids: Sequence[Id] | NDArray[Any] | None = None,
+        path: Path | str | None = None,
+        missing: Missing = "zero",
+    ):
+        if missing not in get_args(Missing):
+            raise ValueError(f"missing is {missing!r}; it must be one of {', '.join(map(repr, get_args(Missing)))}")
         address = kafka.bootstrap_servers(bootstrap)
         self.space: Space = spaces.find(space, address).space
         if entity not in self.space.entities:
             raise SpaceError(f"space {space!r} has no entity {entity!r}; it has {', '.join(self.space.entities)}")
         self.entity = entity
-        self._table = RecordTable(self.space, entity, max_bytes)
-        self._follower = Follower(self.space.representations_topic(entity), self._table.apply, address)
+        self._subscribers = Subscribers()
+        chosen, only = filters.chosen_of(self.space, partitions, ids)
+        self._folder: Folder | None = None
+        if path is not None:
+            from crossrep import disk  # not every system has what it takes
 
-    def get(self, ids: Sequence[Id], at: float | None = None) -> Representations:
+            self._folder = disk.open_table(Path(path), self.space, entity, chosen, only, address)
+        start = None if self._folder is None else self._folder.start
+        try:
+            self._table = RecordTable(self.space, entity, max_bytes, only, missing == "mean", self._folder)
+        except BaseException:
+            if self._folder is not None:
+                self._folder.release()
+            raise
+        self._follower = Follower(self.space.representations_topic(entity), self._apply, address, chosen, start, self._reached)
+
+    def get(
+        self, ids: Sequence[Id] | NDArray[Any] | Keys, at: float | None = None, columns: Collection[str] | None = None
+    ) -> Representations:
         """Look ids up, as they are now; does not wait (see `wait`).
 
         Args:
-            ids: n strings, bytes or integers.
+            ids: n strings, bytes or integers; an array or a tensor of them, [n], does too.
             at: decay weights to this time, seconds since 1970; default the stream's time, the newest event seen in any record.
+            columns: answer these alone, which is less to copy.
 
         Raises:
+            ValueError: an id is empty or longer than 64 bytes.
+            KeyError: the entity has no such column.
             CrossrepError: following the topic has failed, so that what is held is no longer kept fresh; open a new view.
         """
         self._follower.check()
-        keys = Keys.of(ids)
+        if columns is not None and not self._table.layout.columns.keys() >= set(columns):
+            raise KeyError(f"{self.entity} has not all columns of {list(columns)}; it has {list(self._table.layout.columns)}")
+        keys = ids if isinstance(ids, Keys) else Keys.of(ids)
         with self._table.lock:
             slots = self._table.index.find(keys)
             records = self._table.records[np.maximum(slots, 0)]
             moment = self._table.stream_time if at is None else at
-        return self._answer(slots != MISSING, records, moment)
+            means = {} if self._table.means is None else self._table.means.vectors()
+        return answer(self._table.layout, keys, slots != MISSING, records, moment, means, columns)
+
+    def arrow(self) -> Any:
+        """Everything held, at one moment, as a pyarrow.Table: the columns of a snapshot's files (docs/snapshots.md), weights decayed to
+        each column's own newest event. pandas, polars and DuckDB read it without another copy.
+
+        Arrow keeps columns and the view rows, so this is one copy of everything, in memory, a second for a million keys or so; the view
+        stands still meanwhile.
+
+        Raises:
+            CrossrepError: pyarrow is not installed; following has failed.
+        """
+        from crossrep.arrow import table
+
+        self._follower.check()
+        return table(self._table)
+
+    def dim(self, column: str) -> int:
+        """Dimensions of a column's vectors.
+
+        Raises:
+            KeyError: the entity has no vectors of that name.
+        """
+        dims = {name: declared.dim for name, declared in self._table.layout.columns.items() if declared.dim}
+        if column not in dims:
+            raise KeyError(f"{self.entity} has no vectors {column!r}; it has {list(dims)}")
+        return dims[column]
 
     def ids(self) -> list[str]:
         """Every id held, in no particular order."""
@@ -117,8 +164,7 @@ class LocalView:
         Raises:
             KeyError: the id is not held, or the column has no vector.
         """
-        if column not in self._table.layout.columns or not self._table.layout.columns[column].dim:
-            raise KeyError(f"{self.entity} has no vectors {column!r}; it has {[n for n, c in self._table.layout.columns.items() if c.dim]}")
+        self.dim(column)
         self._follower.check()
         with self._table.lock:
             slots = self._table.index.slots()
@@ -146,7 +192,7 @@ class LocalView:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of table and index."""
+        """Bytes of table and index, in memory and files."""
         return self._table.memory_bytes
 
     @property
@@ -182,9 +228,57 @@ class LocalView:
         """Block until caught up with what was in the topic when the view started. Raises TimeoutError after `timeout` seconds."""
         self._follower.wait(timeout)
 
+    def subscribe(self, callback: Callback) -> Callable[[], None]:
+        """Call back with `Changes`: first, before this returns, with all ids held, then with what each run of records changes.
+
+        Whoever follows them all knows exactly which ids the view holds. A key that changes several times within a run is told once; now
+        and then a change is told that the first call had already seen. Later calls come from the view's own thread, which reads no further
+        meanwhile: hand longer work on, and do not close the view in it. A callback that raises is logged and not called again; `check`
+        raises its error from then on, while the view goes on.
+
+        Returns a function that ends it.
+        """
+        self._follower.check()
+        return self._subscribers.add(callback, self.ids)
+
+    def check(self) -> None:
+        """Is all well? For health checks.
+
+        Raises:
+            CrossrepError: following the topic has failed, or a callback has.
+        """
+        self._follower.check()
+        self._subscribers.check()
+
+    async def aget(
+        self, ids: Sequence[Id] | NDArray[Any] | Keys, at: float | None = None, columns: Collection[str] | None = None
+    ) -> Representations:
+        """`get`, for asyncio: in a thread, so that the loop never waits for the table."""
+        return await asyncio.to_thread(self.get, ids, at, columns)
+
+    async def until_caught_up(self, timeout: float | None = None) -> None:
+        """`wait`, for asyncio."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.caught_up:
+            if time.monotonic() > deadline:
+                self.wait(0)  # says how far it is
+            await asyncio.sleep(0.05)
+
+    def changes(self) -> AsyncGenerator[Changes, None]:
+        """`subscribe`, for asyncio: `async for updated, deleted in view.changes()`, first all ids held.
+
+        A loop that is slower than the stream gets several changes merged: nothing piles up but ids. Raises CrossrepError once the view
+        has ended.
+        """
+        return iterate(self.subscribe, self._follower.check)
+
     def close(self) -> None:
-        """Stop following; takes 2 seconds at most."""
-        self._follower.close()
+        """Stop following; takes 2 seconds at most, and with `path` as long as the disk takes to write everything out."""
+        ended = self._follower.close()
+        if self._folder is not None and ended:
+            folder, self._folder = self._folder, None
+            self._follower.fail(CrossrepError("the view was closed, and its folder may be another view's by now"))
+            folder.close(self._follower.positions, self._table.stream_time, self._follower.complete_at)
 
     def __enter__(self) -> LocalView:
         return self
@@ -192,17 +286,16 @@ class LocalView:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _answer(self, found: NDArray[np.bool_], records: NDArray[np.void], at: float) -> Representations:
-        columns = {}
-        for name, column in self._table.layout.columns.items():
-            times = np.where(found, records[f"{name}_time"], algebra.NEVER)
-            vectors = np.where(found[:, None], records[name], np.float32(0)) if column.dim else np.empty((len(found), 0), np.float32)
-            weights = np.full(len(found), np.nan)
-            if column.half_life is not None:
-                held = np.where(found, records[f"{name}_weight"], 0.0)
-                since = np.subtract(at, times, out=np.zeros(len(held)), where=held > 0)
-                weights = algebra.decay(held, since, column.half_life)
-            columns[name] = ColumnValues(vectors, weights, times)
-        counts = np.where(found, records["count"], 0).astype(np.int64)
-        offsets = np.where(found, records["source_offset"], -1).astype(np.int64)
-        return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), offsets, at, columns)
+    def __deepcopy__(self, memo: object) -> LocalView:
+        """Itself: it is a connection, and copies of a model share it."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LocalView cannot be pickled: it follows a topic in a thread of its process. Open one where it is needed")
+
+    def _reached(self, positions: dict[int, int], complete: float) -> None:
+        if self._folder is not None:
+            self._folder.advance(positions, self._table.stream_time, complete)
+
+    def _apply(self, names: list[bytes], values: list[bytes | None]) -> None:
+        self._subscribers.tell(*self._table.apply(names, values))
