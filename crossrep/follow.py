@@ -19,6 +19,8 @@ from crossrep.errors import CrossrepError, TopicError
 log = logging.getLogger(__name__)
 
 Apply = Callable[[list[bytes], list[bytes | None]], None]  # keys, values (None: the key was deleted)
+Begin = Callable[[str, dict[int, tuple[int, int]]], dict[int, int]]  # topic id, first and next offset by partition -> where to begin
+Reached = Callable[[dict[int, int], float], None]  # by partition, the next offset: all before it was applied; and the staleness
 
 PROBE_EVERY = 1.0  # seconds
 PROBE_TIMEOUT = 5.0  # seconds
@@ -44,7 +46,7 @@ _ANEW = "What is held here is not kept fresh any more: begin anew with a new vie
 
 
 class Follower:
-    """Reads all partitions of `topic`, read_committed, from the beginning and then for ever.
+    """Reads all partitions of `topic`, read_committed, from the beginning (or where `begin` says) and then for ever.
 
     While the cluster is away it waits, and then goes on where it was; `staleness` tells. It ends, and every question raises CrossrepError,
     once what it applied is no longer the beginning of what the topic holds: the topic is deleted, created anew, or cut off beyond the
@@ -53,12 +55,14 @@ class Follower:
     Args:
         apply: called from the follower's thread with runs of messages, per partition in order. An exception ends the follower and is
             raised by whatever is asked of it next.
+        begin: called once from that thread, before anything is read, by a reader that keeps what it applied; default: the beginning.
+        reached: called from that thread after each look for messages, also if there were none.
     """
 
-    def __init__(self, topic: str, apply: Apply, bootstrap: str):
+    def __init__(self, topic: str, apply: Apply, bootstrap: str, begin: Begin | None = None, reached: Reached | None = None):
         self.topic = topic
         self.records = 0  # applied so far
-        self._apply = apply
+        self._apply, self._begin, self._reached = apply, begin, reached
         self._bootstrap = bootstrap
         self._caught_up = threading.Event()
         self._stopped = threading.Event()
@@ -123,10 +127,11 @@ class Follower:
         self.check()
         return time.monotonic() - self._complete_at
 
-    def close(self) -> None:
-        """Stop; takes no longer than CLOSE_TIMEOUT, even if the cluster is away."""
+    def close(self) -> bool:
+        """Stop; takes no longer than CLOSE_TIMEOUT, even if the cluster is away. False: the thread could not be waited for."""
         self._stopped.set()
         self._thread.join(CLOSE_TIMEOUT)
+        return not self._thread.is_alive()
 
     def check(self) -> None:
         """Raise CrossrepError if following has ended: what was applied is then old and getting older."""
@@ -177,8 +182,10 @@ class Follower:
     def _start(self, client: Consumer) -> None:
         described = describe(self.topic, self._bootstrap)
         self._topic_id = str(described.topic_id)
-        for number in (partition.id for partition in described.partitions):
-            self._positions[number], self._ends[number] = kafka.watermarks(client, self.topic, number)
+        bounds = {partition.id: kafka.watermarks(client, self.topic, partition.id) for partition in described.partitions}
+        first = {number: first for number, (first, _) in bounds.items()}
+        self._ends = {number: end for number, (_, end) in bounds.items()}
+        self._positions = self._begin(self._topic_id, bounds) if self._begin is not None else first
         self._behind = set(self._positions)
 
     def _read(self, messages: list[Message]) -> None:
@@ -204,6 +211,8 @@ class Follower:
             self._apply([message.key() for message in run], [message.value() for message in run])
             self.records += len(run)
         self._positions |= reached
+        if self._reached is not None:
+            self._reached(self._positions, time.monotonic() - self._complete_at)
         if not self._behind:
             self._caught_up.set()
 

@@ -12,6 +12,7 @@ from crossrep import algebra, kafka, spaces
 from crossrep.errors import SpaceError
 from crossrep.follow import Follower
 from crossrep.keys import MISSING, Keys
+from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from crossrep.table import RecordTable
 
@@ -103,7 +104,7 @@ class LocalView:
             slots = self._table.index.find(keys)
             records = self._table.records[np.maximum(slots, 0)]
             moment = self._table.stream_time if at is None else at
-        return self._answer(slots != MISSING, records, moment)
+        return represent(self._table.layout, slots != MISSING, records, moment)
 
     def ids(self) -> list[str]:
         """Every id held, in no particular order."""
@@ -133,8 +134,7 @@ class LocalView:
             slots = slots[slots != itself]
             vectors = np.ascontiguousarray(self._table.records[column][slots])
             keys = self._table.index.keys(slots)
-        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(target)
-        cosines = np.divide(vectors @ target, norms, out=np.zeros(len(vectors), np.float32), where=norms > 0)
+        cosines = algebra.cosines(vectors, target)
         best = np.argsort(-cosines, kind="stable")[:k]
         names = keys.take(best).tolist()
         return [(name.decode(errors="replace"), float(cosine)) for name, cosine in zip(names, cosines[best])]
@@ -192,17 +192,30 @@ class LocalView:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _answer(self, found: NDArray[np.bool_], records: NDArray[np.void], at: float) -> Representations:
-        columns = {}
-        for name, column in self._table.layout.columns.items():
-            times = np.where(found, records[f"{name}_time"], algebra.NEVER)
-            vectors = np.where(found[:, None], records[name], np.float32(0)) if column.dim else np.empty((len(found), 0), np.float32)
-            weights = np.full(len(found), np.nan)
-            if column.half_life is not None:
-                held = np.where(found, records[f"{name}_weight"], 0.0)
-                since = np.subtract(at, times, out=np.zeros(len(held)), where=held > 0)
-                weights = algebra.decay(held, since, column.half_life)
-            columns[name] = ColumnValues(vectors, weights, times)
-        counts = np.where(found, records["count"], 0).astype(np.int64)
-        offsets = np.where(found, records["source_offset"], -1).astype(np.int64)
-        return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), offsets, at, columns)
+
+def represent(
+    layout: RecordLayout, found: NDArray[np.bool_], records: NDArray[np.void], at: float, columns: Sequence[str] | None = None
+) -> Representations:
+    """The answer of a look-up, from records.
+
+    Args:
+        found: bool [n].
+        records: of the layout, [n]; what lies where an id is not found means nothing.
+        at: decay weights to this time, seconds since 1970.
+        columns: which; default all.
+    """
+    chosen = {}
+    for name, column in layout.columns.items():
+        if columns is not None and name not in columns:
+            continue
+        times = np.where(found, records[f"{name}_time"], algebra.NEVER)
+        vectors = np.where(found[:, None], records[name], np.float32(0)) if column.dim else np.empty((len(found), 0), np.float32)
+        weights = np.full(len(found), np.nan)
+        if column.half_life is not None:
+            held = np.where(found, records[f"{name}_weight"], 0.0)
+            since = np.subtract(at, times, out=np.zeros(len(held)), where=held > 0)
+            weights = algebra.decay(held, since, column.half_life)
+        chosen[name] = ColumnValues(vectors, weights, times)
+    counts = np.where(found, records["count"], 0).astype(np.int64)
+    offsets = np.where(found, records["source_offset"], -1).astype(np.int64)
+    return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), offsets, at, chosen)
