@@ -17,7 +17,6 @@ _ID: Schema = {
         {"type": "string", "pattern": f"^[ -~]{{1,{MAX_KEY_BYTES}}}$"},
     ]
 }
-_INTEGER_ID: Schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}, "fix": {"type": "string"}}, "required": ["error", "fix"]}
 _LAG: Schema = {
     "type": "object",
@@ -96,7 +95,7 @@ def _of_entity(entity: str, columns: dict[str, Column], max_keys: int, max_neare
     body = {
         "type": "object",
         "properties": {
-            "ids": {"type": "array", "maxItems": max_keys, "items": {"anyOf": [*_ID["anyOf"], _INTEGER_ID]}},
+            "ids": {"type": "array", "items": _ID, "description": f"{max_keys} at most, or 413"},
             "at": at,
             "columns": names,
         },

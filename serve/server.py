@@ -127,6 +127,7 @@ def server_of(space: Space, replicas: Mapping[str, Replica], options: Options) -
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         backlog=2048,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(options.drain),
@@ -188,24 +189,22 @@ def _protocol(timeout: float) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            self._head += len(data)
-            if self._head > MAX_HEAD and self.scope is not None and "method" not in self.scope:
+            before = self.scope
+            super().data_received(data)
+            # All of it belongs to one head that has not ended: it has no method yet, and httptools would take any length.
+            inside = self.scope is before and before is not None and "method" not in before
+            self._head = self._head + len(data) if inside else 0
+            if self._head > MAX_HEAD:
                 self._refuse(431, "the head of the request is too long", f"{MAX_HEAD} bytes are allowed")
-            else:
-                super().data_received(data)
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             if self._sending is None:
                 self._sending = self.loop.call_later(timeout, self.transport.abort)
 
-        def on_headers_complete(self) -> None:
-            super().on_headers_complete()
-            self._head = 0
-
         def on_message_complete(self) -> None:
             super().on_message_complete()
-            self._sending, self._head = _cancel(self._sending), 0
+            self._sending = _cancel(self._sending)
 
         def pause_writing(self) -> None:
             super().pause_writing()

@@ -76,10 +76,10 @@ def assert_same(said: dict[str, Any], theirs: Representations) -> None:
 
 def test_answers(world: World) -> None:
     ask = world.server.ask
-    status, said = ask("POST", "/v1/user/batch", {"ids": [17, *ASKED]})
+    status, said = ask("POST", "/v1/user/batch", {"ids": ASKED})
     assert status == 200 and said["space"] == world.space.name and said["hash"] == world.space.hash.hex()
     assert said["lag"]["records"] == 0 and 0 <= said["lag"]["seconds"] < 60
-    assert_same(said, world.view.get([17, *ASKED]))
+    assert_same(said, world.view.get(ASKED))
     for at in (NOW, NOW + 5000.25, 0):
         assert_same(ask("POST", "/v1/user/batch", {"ids": ASKED, "at": at})[1], world.view.get(ASKED, at))
     status, said = ask("POST", "/v1/user/batch", {"ids": ["a"], "columns": ["ur"]})
@@ -148,8 +148,7 @@ REFUSED = [
     ("POST", "/v1/user/batch", ["a"], 400, "object"),
     ("POST", "/v1/user/batch", {"ids": ["a"], "colums": []}, 400, "object"),
     ("POST", "/v1/user/batch", {"ids": "a"}, 400, "list"),
-    ("POST", "/v1/user/batch", {"ids": [1.5]}, 400, "list"),
-    ("POST", "/v1/user/batch", {"ids": [True]}, 400, "list"),
+    ("POST", "/v1/user/batch", {"ids": [17]}, 400, "list"),
     ("POST", "/v1/user/batch", {"ids": ["a", ""]}, 400, "at 1 has 0 bytes"),
     ("POST", "/v1/user/batch", {"ids": ["ü" * 33]}, 400, "66 bytes"),
     ("POST", "/v1/user/batch", {"ids": ["a"], "at": "now"}, 400, "seconds"),
@@ -190,8 +189,11 @@ def test_slow_clients_are_cut_off(world: World) -> None:
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             client.sendall(request * 10_000)
     with socket.create_connection(("127.0.0.1", world.server.port), 5) as client:
-        client.sendall(b"GET / HTTP/1.1\r\n" + b"x: " + b"y" * 100_000)
-        assert b"431" in client.recv(100)
+        client.sendall(b"GET / HTTP/1.1\r\nx: ")
+        started = time.monotonic()
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            client.sendall(b"y" * 100_000_000)
+        assert time.monotonic() - started < 0.9  # before its time is up
     with socket.create_connection(("127.0.0.1", world.server.port), 5) as client:
         client.sendall(b"nonsense\r\n\r\n")
         assert b"400" in client.recv(100)
