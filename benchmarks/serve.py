@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.common import Process, Worker, cluster, conditions, console, in_process, report, space_of, worker
+from benchmarks.common import Process, Worker, cluster, conditions, in_process, report, space_of, worker
 from benchmarks.fold import BATCH, DIM, declared
 from benchmarks.paced import paced
 from benchmarks.restore import fill
@@ -157,8 +157,7 @@ def main(ids: int, keys: int, rate: float, seconds: int, memory_mb: int, seed: i
         ("restart", f"{figures['restart_seconds']:.1f} s", f"{figures['restart_records']:.0f} records read"),
         ("memory", f"{figures['memory_bytes'] / 2**20:,.0f} MiB", f"{figures['keys_in_memory']:,.0f} of {ids:,} keys in memory"),
     ]
-    report(f"serve: {ids:,} users of {DIM} float32", lines, {**about, **figures})
-    console.print("Redis answers vectors alone.", style="dim")
+    report(f"serve: {ids:,} users of {DIM} float32 (Redis answers vectors alone)", lines, {**about, **figures})
 
 
 if __name__ == "__main__":
