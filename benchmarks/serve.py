@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,12 @@ from benchmarks.common import Process, Worker, cluster, conditions, in_process, 
 from benchmarks.fold import BATCH, DIM, declared
 from benchmarks.paced import paced
 from benchmarks.restore import fill
+from crossrep import kafka
 from crossrep.cli import bootstrap_option
 from crossrep.errors import CrossrepError
+from crossrep.keys import Keys
+from crossrep.records import RecordLayout
+from crossrep.spec import Space
 from streams.broker import free_port
 
 SCRIPT = Path(__file__).parent / "batch.lua"
@@ -83,6 +88,36 @@ def redis_benchmark(port: int, batch: list[str], requests: int) -> float:
     return len(batch) * float(rows[-1]["rps"])
 
 
+@contextmanager
+def updating(space: Space, bootstrap: str, ids: int, rate: int, seed: int) -> Iterator[None]:
+    """Meanwhile write `rate` records a second, five transactions a second, as fold workers that flush every 200 ms do."""
+    stopped = threading.Event()
+    layout, random = RecordLayout(space, "user"), np.random.default_rng(seed)
+    producer = kafka.transactional_producer(bootstrap, f"bench.updating.{space.name}", 60.0)
+    producer.init_transactions(kafka.REQUEST_TIMEOUT)
+
+    def write() -> None:
+        while not stopped.wait(0.2):
+            records = layout.empty(rate // 5)
+            records["count"], records["event_time"], records["cr_time"], records["cr_weight"] = 2, 1.6e9, 1.6e9, 1
+            records["cr"] = random.normal(size=(len(records), DIM))
+            keys = Keys.of(random.integers(0, ids, len(records)).tolist())
+            producer.begin_transaction()
+            for key, partition, record in zip(keys.tolist(), keys.partitions(space.partitions).tolist(), records):
+                producer.produce(space.representations_topic("user"), record.tobytes(), key, partition)
+            producer.commit_transaction()
+
+    thread = threading.Thread(target=write)
+    if rate:
+        thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        if rate:
+            thread.join()
+
+
 def of_replica(process: Worker, keys: int, ids: int, rate: float, seconds: int, seed: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     for kind, accept in KINDS.items():
@@ -111,10 +146,11 @@ def of_redis(folder: Path, keys: int, ids: int, rate: float, seconds: int, seed:
 @click.option("--keys", default=100, show_default=True, help="Keys of a request at the fixed rate.")
 @click.option("--rate", default=2000.0, show_default=True, help="Requests a second at the fixed rate.")
 @click.option("--seconds", default=10, show_default=True, help="Of each measurement.")
+@click.option("--updates", default=0, show_default=True, help="Records a second written meanwhile, which the replica follows.")
 @click.option("--memory-mb", default=1024, show_default=True, help="Of the replica; 20 holds a third of the default ids.")
 @click.option("--seed", default=0, show_default=True)
 @bootstrap_option
-def main(ids: int, keys: int, rate: float, seconds: int, memory_mb: int, seed: int, bootstrap: str | None) -> None:
+def main(ids: int, keys: int, rate: float, seconds: int, updates: int, memory_mb: int, seed: int, bootstrap: str | None) -> None:
     """Fill a space through Kafka, let a replica follow it, and ask: at a fixed rate (open loop), and as fast as it answers (wrk).
 
     Redis holds the same vectors and is asked for the same keys, one after the other on the same machine. It answers vectors alone; the
@@ -123,7 +159,7 @@ def main(ids: int, keys: int, rate: float, seconds: int, memory_mb: int, seed: i
     for tool in ("wrk", "redis-server", "redis-benchmark"):
         if shutil.which(tool) is None:
             raise CrossrepError(f"{tool} is not installed: apt install wrk redis")
-    about = {**conditions(), "ids": ids, "keys": keys, "rate": rate, "seconds": seconds, "memory_mb": memory_mb}
+    about = {**conditions(), "ids": ids, "keys": keys, "rate": rate, "seconds": seconds, "updates": updates, "memory_mb": memory_mb}
     with tempfile.TemporaryDirectory() as named, cluster(bootstrap) as address, space_of(declared(4, "200ms"), address) as space:
         folder = Path(named)
         fill(space, address, ids, seed)
@@ -131,7 +167,8 @@ def main(ids: int, keys: int, rate: float, seconds: int, memory_mb: int, seed: i
         with worker(folder, *asked) as process:
             process.wait(process.ready, "not ready")
             figures = {"first_start_seconds": time.time() - process.started}
-            figures |= of_replica(process, keys, ids, rate, seconds, seed)
+            with updating(space, address, ids, updates, seed):
+                figures |= of_replica(process, keys, ids, rate, seconds, seed)
             figures |= {"memory_bytes": process.memory().rss, "keys_in_memory": process.metrics()["serve_keys_in_memory"][0]}
             process.stop()
         with worker(folder, *asked) as process:

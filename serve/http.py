@@ -11,11 +11,9 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote_to_bytes
-
-import orjson
+from urllib.parse import unquote_to_bytes
 
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
@@ -25,13 +23,10 @@ from serve import answers, openapi
 from serve.answers import JSON, SAFETENSORS, Answer, Refused
 from serve.metrics import Metrics
 from serve.nearest import WITHIN, nearest
+from serve.questions import Question, Receive, Scope, Send, body_of, key_of, object_of, parameters, question
 from serve.replica import Replica
 
 log = logging.getLogger(__name__)
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 MAX_NEAREST = 100
 READERS = 4  # threads that read the disk
@@ -54,15 +49,6 @@ class Limits:
         return (64 << 10) + self.keys * (6 * MAX_KEY_BYTES + 4)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A look-up's options."""
-
-    at: float | None
-    columns: list[str] | None
-    accept: bytes
-
-
 @dataclass
 class App:
     """Answers for all entities of a space.
@@ -77,9 +63,9 @@ class App:
     limits: Limits
     tokens: list[bytes]
     waiting: Callable[[], int]
-    _readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS, "read"))
 
     def __post_init__(self) -> None:
+        self._readers = ThreadPoolExecutor(READERS, "read")
         self.metrics = Metrics(self.replicas, self.waiting)
         self._searchers = ThreadPoolExecutor(self.limits.searches, "nearest")
         self._searching = 0
@@ -110,7 +96,7 @@ class App:
 
     def _route(self, scope: Scope, path: list[bytes]) -> tuple[str, Callable[[Scope, Receive], Awaitable[Answer]]]:
         """The handler of a request that may be asked now. Raises Refused."""
-        if path[0] not in _OPEN:
+        if not path or path[0] not in _OPEN:
             self._authorise(scope)
         match path:
             case [b"healthz"]:
@@ -157,35 +143,35 @@ class App:
     # --- Look-ups ---
 
     async def _point(self, replica: Replica, id: bytes, scope: Scope, receive: Receive) -> Answer:
-        question = self._question(replica, scope, _parameters(scope, {"at", "columns"}))
-        found = await self._look_up(replica, [_key(id)], question)
+        options = question(replica.layout, scope, parameters(scope, {"at", "columns"}))
+        found = await self._look_up(replica, [key_of(id)], options)
         name = id.decode()
         if not found.found[0]:
             raise Refused(404, f"no {replica.entity} {name!r}", "the key was never seen, has expired or was forgotten")
-        if question.accept == SAFETENSORS:
+        if options.accept == SAFETENSORS:
             return Answer(200, answers.tensors(self._about(replica), found, self._weighted[replica.entity]), SAFETENSORS)
         return Answer(200, answers.point(self._about(replica), name, found, self._weighted[replica.entity]))
 
     async def _batch(self, replica: Replica, scope: Scope, receive: Receive) -> Answer:
-        asked = _object(await _body(scope, receive, self.limits.body), {"ids", "at", "columns"})
+        asked = object_of(await body_of(scope, receive, self.limits.body), {"ids", "at", "columns"})
         ids = asked.get("ids")
         if not isinstance(ids, list) or not set(map(type, ids)) <= {str}:
             raise Refused(400, "ids is not a list of strings", 'send {"ids": ["17", "4711"]}')
         if len(ids) > self.limits.keys:
             raise Refused(413, f"{len(ids)} ids are too many", f"send {self.limits.keys} at most in one batch")
-        question = self._question(replica, scope, asked)
-        found = await self._look_up(replica, ids, question)
-        encode, kind = (answers.tensors, SAFETENSORS) if question.accept == SAFETENSORS else (answers.batch, JSON)
+        options = question(replica.layout, scope, asked)
+        found = await self._look_up(replica, ids, options)
+        encode, kind = (answers.tensors, SAFETENSORS) if options.accept == SAFETENSORS else (answers.batch, JSON)
         return Answer(200, encode(self._about(replica), found, self._weighted[replica.entity]), kind)
 
     async def _nearest(self, replica: Replica, id: bytes, scope: Scope, receive: Receive) -> Answer:
-        parameters = _parameters(scope, {"column", "k"})
-        key, name = _key(id), id.decode()
+        given = parameters(scope, {"column", "k"})
+        key, name = key_of(id), id.decode()
         with_vectors = [name for name, column in replica.layout.columns.items() if column.dim]
-        column = parameters.get("column", next(iter(with_vectors), ""))
+        column = given.get("column", next(iter(with_vectors), ""))
         if column not in with_vectors:
             raise Refused(400, f"{replica.entity} has no vectors {column!r}", f"it has {', '.join(with_vectors) or 'none'}")
-        text = parameters.get("k", "10")
+        text = given.get("k", "10")
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_NEAREST and len(text) < 9):
             raise Refused(400, f"k is {text!r}", f"send a number from 1 to {MAX_NEAREST}")
         self._caught_up(replica)
@@ -203,7 +189,7 @@ class App:
         found = [{"id": key.decode(errors="replace"), "cosine": cosine} for key, cosine in best]
         return Answer(200, answers.dumps(self._about(replica) | {"id": name, "column": column, "nearest": found}))
 
-    async def _look_up(self, replica: Replica, ids: list[str] | list[bytes], question: Question) -> Representations:
+    async def _look_up(self, replica: Replica, ids: list[str] | list[bytes], options: Question) -> Representations:
         self._caught_up(replica)
         try:
             keys = Keys.of(ids)
@@ -216,23 +202,7 @@ class App:
             found, records = await asyncio.get_running_loop().run_in_executor(self._readers, replica.read, keys, held)
         self.metrics.keys.labels(replica.entity).inc(len(ids))
         self.metrics.unknown.labels(replica.entity).inc(int(len(found) - found.sum()))
-        return represent(replica.layout, found, records, replica.stream_time if question.at is None else question.at, question.columns)
-
-    def _question(self, replica: Replica, scope: Scope, asked: Mapping[str, Any]) -> Question:
-        at, columns = asked.get("at"), asked.get("columns")
-        if isinstance(at, str):  # a parameter
-            try:
-                at = float(at) if at.isascii() and "_" not in at else math.nan
-            except ValueError:
-                at = math.nan
-        if "at" in asked and (type(at) not in (int, float) or not math.isfinite(at)):  # type: ignore[arg-type]
-            raise Refused(400, "at is not a time", "send seconds since 1970, such as 1.65e9, or leave it out for the stream's own time")
-        if isinstance(columns, str):
-            columns = columns.split(",")
-        if "columns" in asked and not (isinstance(columns, list) and all(type(c) is str and c in replica.layout.columns for c in columns)):
-            raise Refused(400, f"columns is not a list of {replica.entity}'s columns", f"it has {', '.join(replica.layout.columns)}")
-        accept = next((value for name, value in scope["headers"] if name == b"accept"), b"*/*")
-        return Question(None if at is None else float(at), columns, SAFETENSORS if SAFETENSORS in accept else JSON)
+        return represent(replica.layout, found, records, replica.stream_time if options.at is None else options.at, options.columns)
 
     def _about(self, replica: Replica) -> dict[str, Any]:
         return answers.about(replica, self.space.name, self._digest)
@@ -273,55 +243,3 @@ class App:
 def unavailable(error: str, fix: str, seconds: int = 1) -> Refused:
     """503: not now, or not here."""
     return Refused(503, error, fix, (b"retry-after", b"%d" % seconds))
-
-
-def _key(id: bytes) -> bytes:
-    """An id of a path. Raises Refused."""
-    try:
-        id.decode()
-    except UnicodeDecodeError:
-        raise Refused(400, "the id is not UTF-8", "write it percent-encoded, such as %C3%BC for ü") from None
-    if not 1 <= len(id) <= MAX_KEY_BYTES:
-        raise Refused(400, f"the id has {len(id)} bytes", f"1 to {MAX_KEY_BYTES} are allowed")
-    return id
-
-
-def _parameters(scope: Scope, allowed: set[str]) -> dict[str, str]:
-    """The query's parameters. Raises Refused."""
-    if not scope["query_string"]:
-        return {}
-    pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    given = dict(pairs)
-    if len(given) < len(pairs) or not given.keys() <= allowed:
-        raise Refused(400, "a parameter is unknown or given twice", f"send each of {', '.join(sorted(allowed))} once at most")
-    return given
-
-
-async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body. Raises Refused."""
-    too_large = Refused(413, f"the body is larger than {limit} bytes", "send fewer ids at once", (b"connection", b"close"))
-    length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    if int(length) > limit:
-        raise too_large
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "the connection was closed", "send the whole body")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise too_large
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _object(body: bytes, allowed: set[str]) -> dict[str, Any]:
-    """A JSON object with no other members than these. Raises Refused."""
-    try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Refused(400, f"the body is not JSON: {error}", 'send {"ids": ["17", "4711"]}') from None
-    if not isinstance(asked, dict) or not asked.keys() <= allowed:
-        raise Refused(400, "the body is not an object of ids, at and columns alone", 'send {"ids": ["17", "4711"]}')
-    return asked

@@ -30,6 +30,7 @@ from state.store import Memory, Room
 log = logging.getLogger(__name__)
 
 MAX_HEAD = 64 << 10  # bytes of a request's first line and headers
+BACKLOG = 2048  # connections that wait to be taken
 LOOK_EVERY = 0.5  # seconds between looks at whether the replicas still follow
 
 
@@ -88,7 +89,7 @@ def open_replicas(space: Space, bootstrap: str, options: Options) -> dict[str, R
 
 
 def listen(options: Options) -> socket.socket:
-    """The socket, bound. Raises CrossrepError."""
+    """The socket. Raises CrossrepError."""
     if not options.tokens and not options.insecure and not _is_loopback(options.host):
         raise CrossrepError(
             f"{options.host} can be reached from other machines, and anybody could read everything: give a token (--token-file, or "
@@ -99,6 +100,7 @@ def listen(options: Options) -> socket.socket:
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         raise CrossrepError(f"{options.host}:{options.port} cannot be listened on: {error}. Choose another: --host, --port") from None
     return bound
@@ -128,7 +130,7 @@ def server_of(space: Space, replicas: Mapping[str, Replica], options: Options) -
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=2048,
+        backlog=BACKLOG,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(options.drain),
         ssl_certfile=options.tls_cert,
