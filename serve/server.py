@@ -136,7 +136,7 @@ def server_of(space: Space, replicas: Mapping[str, Replica], options: Options) -
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the application logs what it fails at; cut connections are no news
     state.append(_Server(config, replicas))
     return state[0]
 

@@ -6,8 +6,8 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
-import pytest
 from served import Records, Server
 
 from tests.cluster import ROOT, Workers, new_space
@@ -35,16 +35,8 @@ def test_they_do_what_they_say(bootstrap: str, tmp_path: Path, workers: Workers)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         said = json.loads(done.stdout)
         assert "17" not in command or said.get("id", "17") == "17"
-
-
-def test_the_documented_python(bootstrap: str, tmp_path: Path, workers: Workers) -> None:
-    pytest.importorskip("httpx")
-    space, _ = new_space(bootstrap, tmp_path)
-    Records(space, bootstrap).put(["17"])
-    server = Server(workers, space, tmp_path / "disk")
-    server.wait()
-    found = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "serve.md").read_text(), re.DOTALL)
-    assert found
-    names: dict[str, object] = {}
-    exec(found[1].replace("localhost:8080", f"127.0.0.1:{server.port}"), names)
-    assert names["users"]["found"].tolist() == [True, False]  # type: ignore[index]
+    python = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "serve.md").read_text(), re.DOTALL)
+    assert python
+    names: dict[str, Any] = {}
+    exec(python[1].replace("localhost:8080", f"127.0.0.1:{server.port}"), names)
+    assert names["users"]["found"].tolist() == [True, False] and names["users"]["cr.vector"].shape == (2, 8)

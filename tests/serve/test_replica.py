@@ -94,7 +94,8 @@ def test_the_disk_of_another_topic_is_rebuilt(bootstrap: str, space: Space, tmp_
     with replica(space, bootstrap, tmp_path / "disk") as mine:
         assert mine.get(["a"]).found[0]
         topic = space.representations_topic("user")
-        kafka.admin(bootstrap).delete_topics([topic])[topic].result(30)
+        admin = kafka.admin(bootstrap)
+        admin.delete_topics([topic])[topic].result(30)
 
         def ended() -> bool:
             try:
