@@ -7,6 +7,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import uvloop
@@ -39,8 +40,7 @@ class Connection(asyncio.Protocol):
         self.latencies: list[float] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are, but do not say so
 
     def send(self, due: float, request: bytes) -> None:
         self._due = due
