@@ -34,6 +34,13 @@ def decay(weight: ArrayLike, since: ArrayLike, half_life: float) -> NDArray[np.f
     return np.asarray(weight, np.float64) * np.exp2(-np.maximum(since, 0.0) / half_life)
 
 
+def cosines(vectors: NDArray[np.float32], to: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosine of each of n vectors [n, dim] with one [dim]; 0 where either is all zeros."""
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(to)
+    found: NDArray[np.float32] = np.divide(vectors @ to, norms, out=np.zeros(len(vectors), np.float32), where=norms > 0)
+    return found
+
+
 @_jit
 def fold_decayed(mean, weight, time, slots, vectors, weights, times, present, half_life):  # type: ignore[no-untyped-def]
     """Fold n rows into (mean, weight, time), in place."""

@@ -1,4 +1,5 @@
-"""The `crossrep` command: what readers need is here; the workers' commands join in where their code is (`streams/cli.py`)."""
+"""The `crossrep` command: what readers need is here; the workers' and the replica's commands join in where their code is (`streams/cli.py`,
+`serve/cli.py`)."""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ The flow, and the commands in the order you meet them:
   crossrep fold SPACE                    frames → one exactly-once average per user and item
   crossrep publish kuairand DIR          events (or: crossrep simulate)
   crossrep get user 17 --space SPACE     what a reader sees
+  crossrep serve SPACE                   look-ups over HTTP, for services
   crossrep snapshot SPACE                the state as Parquet, exact at recorded offsets
   crossrep sql "select ..."              SQL over a snapshot
   crossrep drift                         what moved between two snapshots
@@ -149,8 +151,9 @@ def _time(seconds: float) -> str:
 
 def main() -> None:
     """The console script's entry."""
-    if importlib.util.find_spec("streams") is not None:
-        importlib.import_module("streams.cli")  # adds the workers' commands; absent where only the readers' package is installed
+    for package in ("streams", "serve"):
+        if importlib.util.find_spec(package) is not None:
+            importlib.import_module(f"{package}.cli")  # adds its commands; absent where only the readers' package is installed
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as exit:

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from crossrep import kafka
-from crossrep.errors import CrossrepError
+from crossrep.errors import CrossrepError, TopicError
 from crossrep.follow import describe
 from crossrep.spec import Space
 
@@ -64,10 +64,11 @@ class Folder:
         self._arrays: dict[str, Any] = {}  # np.memmap
         self._noted = time.monotonic()
 
-    @property
-    def start(self) -> tuple[str, dict[int, int]]:
-        """The topic's id, and the next offsets to read."""
-        return self.note.topic_id, {int(number): at for number, at in self.note.positions.items()}
+    def begin(self, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+        """The next offsets to read of the partitions that `bounds` names. Raises TopicError if the topic is not the one that was noted."""
+        if topic_id != self.note.topic_id:
+            raise TopicError(f"the topic was deleted and created anew (id {topic_id}, not {self.note.topic_id}) while the view was opened")
+        return {number: self.note.positions[str(number)] for number in bounds}
 
     def array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> Any:
         """The array of this name: what it held before, with zeros behind; earlier ones of that name show the same memory.

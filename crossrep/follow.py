@@ -20,7 +20,7 @@ from crossrep.errors import CrossrepError, TopicError
 log = logging.getLogger(__name__)
 
 Apply = Callable[[list[bytes], list[bytes | None]], object]  # keys, values (None: the key was deleted)
-
+Begin = Callable[[str, dict[int, tuple[int, int]]], dict[int, int]]  # topic id, first and next offset by partition -> where to begin
 Reached = Callable[[dict[int, int], float], None]
 
 PROBE_EVERY = 1.0  # seconds
@@ -47,7 +47,7 @@ _ANEW = "What is held here is not kept fresh any more: begin anew with a new vie
 
 
 class Follower:
-    """Reads the partitions of `topic`, read_committed, from the beginning and then for ever.
+    """Reads the partitions of `topic`, read_committed, from the beginning (or where `begin` says) and then for ever.
 
     While the cluster is away it waits, and then goes on where it was; `staleness` tells. It ends, and every question raises CrossrepError,
     once what it applied is no longer the beginning of what the topic holds: the topic is deleted, created anew, or cut off beyond the
@@ -57,9 +57,9 @@ class Follower:
         apply: called from the follower's thread with runs of messages, per partition in order. An exception ends the follower and is
             raised by whatever is asked of it next.
         partitions: follow these alone.
-        start: the topic's id, and where to begin in each partition (next offsets), if not at the beginning of all.
-        reached: called from the follower's thread some 50 times a second, with positions up to which all is applied, and when
-            (time.monotonic()) that was last all there was.
+        begin: called once from that thread, before anything is read, by a reader that keeps what it applied; default: the beginning.
+        reached: called from that thread after each look for messages, also if there were none, with positions up to which all is applied,
+            and when (time.monotonic()) that was last all there was.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Follower:
         apply: Apply,
         bootstrap: str,
         partitions: Collection[int] | None = None,
-        start: tuple[str, dict[int, int]] | None = None,
+        begin: Begin | None = None,
         reached: Reached = lambda positions, complete: None,
     ):
         self.topic = topic
@@ -76,7 +76,7 @@ class Follower:
         self.complete_at = -math.inf  # time.monotonic(); what was in the topic then has been applied
         self._apply = apply
         self._bootstrap = bootstrap
-        self._partitions, self._begin, self._reached = partitions, start, reached
+        self._partitions, self._begin, self._reached = partitions, begin, reached
         self._process = os.getpid()
         self._caught_up = threading.Event()
         self._stopped = threading.Event()
@@ -188,7 +188,6 @@ class Follower:
                         admin = kafka.admin(self._bootstrap)
                 if self._target is not None and all(self._positions[number] >= end for number, end in self._target[1].items()):
                     self.complete_at, self._target = self._target[0], None
-                self._reached(self._positions, self.complete_at)
                 if self._stalled():
                     log.warning("following %s: nothing comes, though there is more: connecting anew", self.topic)
                     client.close()
@@ -205,13 +204,12 @@ class Follower:
 
     def _start(self, client: Consumer) -> None:
         described = describe(self.topic, self._bootstrap)
-        found = str(described.topic_id)
-        self._topic_id = found if self._begin is None else self._begin[0]
-        self._check_id(found)
-        for number in (partition.id for partition in described.partitions):
-            if self._partitions is None or number in self._partitions:
-                first, self._ends[number] = kafka.watermarks(client, self.topic, number)
-                self._positions[number] = first if self._begin is None else self._begin[1][number]
+        self._topic_id = str(described.topic_id)
+        numbers = {part.id for part in described.partitions if self._partitions is None or part.id in self._partitions}
+        bounds = {number: kafka.watermarks(client, self.topic, number) for number in numbers}
+        self._ends = {number: end for number, (_, end) in bounds.items()}
+        first = {number: first for number, (first, _) in bounds.items()}
+        self._positions = first if self._begin is None else self._begin(self._topic_id, bounds)
         self._behind, self._first_ends = set(self._positions), dict(self._ends)
 
     def _read(self, messages: list[Message]) -> None:
@@ -239,6 +237,7 @@ class Follower:
         self._positions |= reached
         # Where the stream never pauses, nobody says that an end is reached: everything that was there at the start is enough.
         self._behind = {number for number in self._behind if self._positions[number] < self._first_ends[number]}
+        self._reached(self._positions, self.complete_at)
         if not self._behind:
             self._caught_up.set()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import filters, kafka, spaces
+from crossrep import algebra, filters, kafka, spaces
 from crossrep.answers import Representations, answer
 from crossrep.changes import Callback, Changes, Subscribers, iterate
 from crossrep.errors import CrossrepError, SpaceError
@@ -91,14 +91,14 @@ class LocalView:
             from crossrep import disk  # not every system has what it takes
 
             self._folder = disk.open_table(Path(path), self.space, entity, chosen, only, address)
-        start = None if self._folder is None else self._folder.start
+        begin = None if self._folder is None else self._folder.begin
         try:
             self._table = RecordTable(self.space, entity, max_bytes, only, missing == "mean", self._folder)
         except BaseException:
             if self._folder is not None:
                 self._folder.release()
             raise
-        self._follower = Follower(self.space.representations_topic(entity), self._apply, address, chosen, start, self._reached)
+        self._follower = Follower(self.space.representations_topic(entity), self._apply, address, chosen, begin, self._reached)
 
     def get(
         self, ids: Sequence[Id] | NDArray[Any] | Keys, at: float | None = None, columns: Collection[str] | None = None
@@ -179,8 +179,7 @@ class LocalView:
             slots = slots[slots != itself]
             vectors = np.ascontiguousarray(self._table.records[column][slots])
             keys = self._table.index.keys(slots)
-        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(target)
-        cosines = np.divide(vectors @ target, norms, out=np.zeros(len(vectors), np.float32), where=norms > 0)
+        cosines = algebra.cosines(vectors, target)
         best = np.argsort(-cosines, kind="stable")[:k]
         names = keys.take(best).tolist()
         return [(name.decode(errors="replace"), float(cosine)) for name, cosine in zip(names, cosines[best])]

@@ -36,6 +36,7 @@ from crossrep.records import EVENT_TIME_AT
 
 log = logging.getLogger(__name__)
 
+TOMBSTONES_KEPT = 2 * 86_400  # seconds, delete.retention.ms of the representation topics
 _META = b"\xffmeta"  # entities have prefixes 0, 1, ...
 _EVENT_TIME = struct.Struct("<d")
 
@@ -80,11 +81,12 @@ class Meta:
 
     space_hash: str
     topic_ids: dict[str, str]  # of the frames topic and every changelog
-    changelog: dict[str, int] = field(default_factory=dict)  # entity -> next changelog offset to read
+    changelog: dict[str, int] = field(default_factory=dict)  # entity, or in a replica partition -> next changelog offset to read
     folded: dict[str, int] = field(default_factory=dict)  # entity -> frame offset up to which its newest record is true
     # Wall clock, seconds: when the store last began to agree with the changelog's end. What was deleted later is still to be read there,
     # as long as the topic keeps its tombstones.
     current: float = field(default_factory=time.time)
+    stream_time: float = NEVER  # in a replica: the newest event time in any record it has read, seconds since 1970
 
     def advanced(self, changelog: dict[str, int], folded: dict[str, int], current: float) -> Meta:
         """The same, further on."""
@@ -135,6 +137,23 @@ class Store:
                 entries.next()
             entries.status()  # raises if it ended at a damaged block
         return keys, np.array(times), None
+
+    def records(self, entity: str, start: bytes, count: int) -> tuple[list[bytes], list[bytes], bytes | None]:
+        """Up to `count` keys from `start` on in byte order, their records, and where to go on, as `scan`."""
+        prefix = self._prefix[entity]
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        with self._noting_corruption():
+            entries = self._db.iter()
+            entries.seek(prefix + start)
+            while entries.valid() and (key := entries.key()).startswith(prefix):
+                if len(keys) == count:
+                    return keys, values, key[1:]
+                keys.append(key[1:])
+                values.append(entries.value())
+                entries.next()
+            entries.status()
+        return keys, values, None
 
     def newest_event(self) -> float:
         """The newest event time in any record, seconds since 1970. Reads the whole store."""
@@ -193,22 +212,32 @@ class Store:
             self._db.close()
 
 
-def open_store(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]], memory: Memory, tombstones_kept: float) -> Store:
-    """Open a partition's store, or start an empty one where the one on disk cannot be trusted.
+def open_store(
+    folder: Path,
+    expected: Meta,
+    bounds: dict[str, tuple[int, int]],
+    memory: Memory,
+    tombstones_kept: float,
+    entities: list[str] | None = None,
+) -> Store:
+    """Open a partition's store, or a replica's, or start an empty one where the one on disk cannot be trusted.
 
     Args:
         expected: the space's hash and the topics' ids; a store that says otherwise belongs to something else.
         bounds: per entity, the first and the next offset of its changelog; a store that knows more than there is cannot be its cache.
+            A replica's store is of one entity and all partitions: per partition then.
         tombstones_kept: the changelogs' delete.retention.ms in seconds. A store that is behind and older than half of that may have missed
             deletions; the other half is there so that the clocks of two workers may differ by hours.
+        entities: whose records it holds; default those that `bounds` names.
 
     Raises:
         StateError: another process has it open.
     """
+    entities = list(bounds) if entities is None else entities
     reason = f"it was found damaged: {_note_of(folder).read_text()}" if _note_of(folder).exists() else None
     try:
         if reason is None:
-            store = _open(folder, expected, bounds, memory)
+            store = _open(folder, expected, bounds, memory, entities)
             reason = _distrust(store.meta, expected, bounds, tombstones_kept)
             if reason is None:
                 return store
@@ -224,14 +253,14 @@ def open_store(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]],
         shutil.rmtree(folder)
     folder.unlink(missing_ok=True)
     _note_of(folder).unlink(missing_ok=True)
-    return _open(folder, expected, bounds, memory)
+    return _open(folder, expected, bounds, memory, entities)
 
 
 def _note_of(folder: Path) -> Path:
     return folder.with_suffix(".damaged")
 
 
-def _open(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]], memory: Memory) -> Store:
+def _open(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]], memory: Memory, entities: list[str]) -> Store:
     folder.parent.mkdir(parents=True, exist_ok=True)
     db = Rdict(str(folder), _options(memory))
     stored = db.get(_META)
@@ -240,7 +269,7 @@ def _open(folder: Path, expected: Meta, bounds: dict[str, tuple[int, int]], memo
         if stored
         else replace(expected, changelog={entity: first for entity, (first, _) in bounds.items()}, folded={})
     )
-    return Store(db, folder, meta, list(bounds))
+    return Store(db, folder, meta, entities)
 
 
 def _distrust(found: Meta, expected: Meta, bounds: dict[str, tuple[int, int]], tombstones_kept: float) -> str | None:

@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import serve.cli  # noqa: F401  adds the replica's command
 import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep.cli import cli
 
