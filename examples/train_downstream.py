@@ -34,7 +34,7 @@ from streams import publish
 
 CHUNK = 500  # impressions, scored and then published together
 BATCH = 50  # impressions a step of the optimiser
-WINDOW = 10  # chunks that an AUC is of
+WINDOW = 4  # chunks that an AUC is of
 BUCKETS = 1 << 14  # of hashed ids
 EMBEDDING = 8
 

@@ -1,4 +1,4 @@
-"""README.md's way from nothing to a first answer, command by command, with a broker, workers and a model of its own."""
+"""README.md's way from nothing to a first answer, command by command, and docs/trainers.md's example, beside the same workers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep.cli import cli
+from examples import train_downstream
 from streams import broker
 from tests.cluster import ROOT, Workers, free_port, ready, wait_for
 
@@ -38,6 +39,11 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wo
                 wait_for(lambda words=words: CliRunner().invoke(cli, words).exit_code == 0, "their sessions end", every=0.5)  # type: ignore[misc]
             elif words[0] == "simulate" or words[:2] == ["train", "simulated"]:
                 words = [*words, *SMALL]
+            elif words[0] == "verify":
+                learnt = CliRunner().invoke(train_downstream.main, ["--space", "kuairand-v1", *SMALL, "--rate", "2000"])
+                assert learnt.exit_code == 0, (learnt.output, learnt.exception)
+                auc = re.search(r"AUC over all: ids 0\.\d+, representations 0\.\d+", learnt.output)
+                assert auc and "2,000  " in learnt.output and "impressions and" in learnt.output
             elif words[0] == "get":
                 wait_for(lambda: all(map(ready, ports)), "the workers are ready")
                 wait_for(lambda words=words: CliRunner().invoke(cli, words).exit_code == 0, "the user is there", every=0.5)  # type: ignore[misc]
