@@ -34,7 +34,7 @@ class RecordTable:
         max_bytes: applying raises rather than take more than this for index and records, also while they grow.
         only: keep these keys alone.
         with_means: keep `means` up to date, which costs a second look at every record that is replaced.
-        folder: keep records and keys there, and begin with what it holds; 22 to 30 bytes a key stay in memory.
+        folder: keep records and keys there, and begin with what it holds; of a key, 20 to 30 bytes of the index stay in memory.
     """
 
     def __init__(

@@ -130,8 +130,7 @@ class LocalView:
         """Everything held, at one moment, as a pyarrow.Table: the columns of a snapshot's files (docs/snapshots.md), weights decayed to
         each column's own newest event. pandas, polars and DuckDB read it without another copy.
 
-        Arrow keeps columns and the view rows, so this is one copy of everything, in memory, a second for a million keys or so; the view
-        stands still meanwhile.
+        Arrow keeps columns and the view rows, so this is one copy of everything, in memory; the view stands still meanwhile.
 
         Raises:
             CrossrepError: pyarrow is not installed; following has failed.
