@@ -40,6 +40,8 @@ export const when = (time) => (time === null || time === undefined ? "never" : n
 
 export const precise = (value) => (value === 0 ? "0" : Math.abs(value) >= 0.001 && Math.abs(value) < 1e6 ? number(value, 3) : value.toExponential(2));
 
+export const short = (value) => (value === 0 || (Math.abs(value) >= 0.001 && Math.abs(value) < 1e5) ? Number(value.toPrecision(3)).toLocaleString("en") : value.toExponential(1));
+
 // A table; a cell is text, an element, or {content, ...attributes}. The first cell of a row is its heading.
 export function table(caption, columns, rows) {
   const cell = (value, index) => {
@@ -47,7 +49,8 @@ export function table(caption, columns, rows) {
     const { content, ...attributes } = given ? value : { content: value };
     return h(index === 0 ? "th" : "td", { ...(index === 0 ? { scope: "row" } : {}), "data-label": columns[index], ...attributes }, content);
   };
-  const head = h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name))));
+  const right = rows.length ? rows[0].map((value) => value?.class?.includes?.("number")) : [];
+  const head = h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col", class: right[columns.indexOf(name)] ? "number" : null }, name))));
   return h("table", {}, h("caption", {}, caption), head, h("tbody", {}, rows.map((row) => h("tr", {}, row.map(cell)))));
 }
 

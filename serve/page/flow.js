@@ -64,9 +64,9 @@ function replica(status) {
 // Where parts lie: along the page, or down it on a phone.
 function placed(nodes, narrow) {
   const columns = ["inputs", "workers", "frames", "fold", "outputs", "replica"];
-  const [width, height] = narrow ? [136, 74] : [138, 78];
+  const [width, height] = narrow ? [136, 86] : [138, 88];
   const tallest = Math.max(2, ...columns.map((name) => nodes.filter((node) => node.column === name).length));
-  const across = narrow ? 20 + width : 28 + height;
+  const across = narrow ? 20 + width : 24 + height;
   const along = narrow ? height + 42 : width + 62;
   const total = tallest * across;
   const at = {};
@@ -92,7 +92,7 @@ export function picture({ nodes, arrows }, narrow) {
   const drawing = arrows.map(([from, to, perSecond, kind]) => arrow(at[from], at[to], { width, height, narrow, perSecond, kind }));
   const boxes = nodes.map((node) => {
     const [x, y] = at[node.id];
-    const line = (text, index, name) => s("text", { x: x + 10, y: y + 22 + 18 * index, class: name }, text);
+    const line = (text, index, name) => s("text", { x: x + 10, y: y + 23 + 18 * index, class: name }, text);
     return s(
       "g", {},
       s("title", {}, [node.title, ...node.lines].join(", ")),

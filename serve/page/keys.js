@@ -1,6 +1,6 @@
 // The key explorer: one key's counts, weights, what the next event would do, and its nearest keys.
 
-import { $, h, number, precise, s, span, when } from "./dom.js";
+import { $, h, number, precise, s, short, span, when } from "./dom.js";
 
 const HALF_LIVES = 4; // shown from the last event on
 
@@ -24,11 +24,11 @@ export async function explore(ask, status, { entity, id }) {
     // Decayed to 1970 they are whole: the weights as they were at each column's newest event.
     const [now, then] = await Promise.all([ask(path), ask(`${path}?at=0`)]);
     const columns = status.entities[entity].columns;
-    const facts = h("p", {}, h("strong", {}, `${entity} ${id}`), ` · ${number(now.count)} events · newest ${when(now.event_time)} · weights as of ${when(now.at)}, the stream's time`);
+    const facts = h("p", {}, `${number(now.count)} events · newest ${when(now.event_time)} · weights as of ${when(now.at)}, the stream's time`);
     const sections = Object.entries(now.columns).map(([name, values]) => section(name, columns[name], values, then.columns[name], now.at, status.weights));
     const vectors = Object.keys(columns).filter((name) => columns[name].dim);
     const near = vectors.length ? h("section", { "aria-label": "Nearest keys" }) : null;
-    place.replaceChildren(h("h3", {}, "Found"), facts, ...sections, ...(near ? [near] : []));
+    place.replaceChildren(h("h3", {}, `${entity} ${id}`), facts, ...sections, ...(near ? [near] : []));
     if (near) await neighbours(ask, path, entity, vectors, vectors[0], near);
   } catch (error) {
     place.replaceChildren(h("p", { class: "problem" }, error.message));
@@ -38,7 +38,7 @@ export async function explore(ask, status, { entity, id }) {
 }
 
 function section(name, column, values, whole, at, weights) {
-  const title = h("h3", {}, name, h("span", { class: "soft" }, ` ${column.half_life ? `decayed mean, half-life ${span(column.half_life)}` : "latest"}${column.dim ? `, ${column.dim} dims` : ", weight alone"}`));
+  const title = h("h4", {}, name, h("span", { class: "soft" }, ` ${column.half_life ? `decayed mean, half-life ${span(column.half_life)}` : "latest"}${column.dim ? `, ${column.dim} dims` : ", weight alone"}`));
   if (values.time === null) return h("section", {}, title, h("p", { class: "soft" }, "No event yet."));
   if (!column.half_life) return h("section", {}, title, h("p", {}, `Set ${when(values.time)}, ${span(at - values.time)} before the stream's time.`));
   const events = column.events ?? Object.keys(weights);
@@ -64,14 +64,14 @@ function plot(caption, halfLife, since, top, lines) {
   const inside = since >= 0 && since <= HALF_LIVES * halfLife;
   const drawn = s(
     "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${caption}: ${lines.map(([name, f]) => `${name} ${precise(f(0))} at the newest event, ${precise(f(since))} now, ${precise(f(HALF_LIVES * halfLife))} after ${HALF_LIVES} half-lives`).join("; ")}` },
-    [0, 0.5, 1].map((part) => s("g", {}, s("line", { class: "axis", x1: left, x2: width - 8, y1: y(part * top), y2: y(part * top) }), s("text", { class: "soft", x: left - 6, y: y(part * top) + 4, "text-anchor": "end" }, precise(part * top)))),
+    [0, 0.5, 1].map((part) => s("g", {}, s("line", { class: "axis", x1: left, x2: width - 8, y1: y(part * top), y2: y(part * top) }), s("text", { class: "soft", x: left - 6, y: y(part * top) + 4, "text-anchor": "end" }, short(part * top)))),
     ticks.map((i) => s("text", { class: "soft", x: x(i * halfLife), y: height - 6, "text-anchor": i === HALF_LIVES ? "end" : "middle" }, span(i * halfLife))),
     inside ? s("line", { class: "now", x1: x(since), x2: x(since), y1: 8, y2: height - bottom }) : null,
     lines.map(([, f], i) => s("path", { class: `line c${i % 3}`, d: path(f) })),
-    lines.length > 1 ? lines.map(([name], i) => s("text", { class: `c${i % 3}`, x: width - 10, y: 24 + 16 * i, "text-anchor": "end" }, name)) : null,
     inside ? lines.map(([, f]) => s("circle", { class: "dot", cx: x(since), cy: y(f(since)), r: 3.5 })) : null,
   );
-  return h("figure", {}, drawn, h("figcaption", {}, caption, inside ? "; the rule is the stream's time" : `; the stream's time is ${span(since)} on`));
+  const legend = lines.length > 1 ? lines.map(([name], i) => h("span", { class: `legend c${i % 3}` }, `${"━╍┅"[i % 3]} ${name} `)) : null;
+  return h("figure", {}, drawn, h("figcaption", {}, legend, caption, inside ? "; the rule is the stream's time" : `; the stream's time is ${span(since)} on`));
 }
 
 async function neighbours(ask, path, entity, vectors, column, place) {
@@ -82,7 +82,7 @@ async function neighbours(ask, path, entity, vectors, column, place) {
   });
   const found = await ask(`${path}/nearest?column=${encodeURIComponent(column)}`).then((answer) => answer.nearest, (error) => error);
   const list = Array.isArray(found)
-    ? h("ol", { class: "near" }, found.map((other) => h("li", {}, h("a", { href: address(entity, other.id) }, other.id), ` ${other.cosine.toFixed(3)}`)))
+    ? h("ol", { class: "near" }, found.map((other) => h("li", {}, h("a", { href: address(entity, other.id) }, other.id), ` ${other.cosine.toFixed(4)}`)))
     : h("p", { class: "problem" }, found.message);
-  place.replaceChildren(h("h3", {}, "Nearest by cosine"), h("div", { class: "fields" }, h("label", {}, "Vectors ", choice)), list);
+  place.replaceChildren(h("h4", {}, "Nearest by cosine"), h("div", { class: "fields" }, h("label", {}, "Vectors ", choice)), list);
 }

@@ -101,16 +101,17 @@ function tiles() {
   const { freshness, topics } = status.flow;
   const entities = Object.values(status.entities);
   const behind = Math.max(...entities.map((entity) => entity.lag.seconds ?? Infinity));
-  const through = freshness.seconds === null ? freshness.waiting : Math.max(freshness.seconds, freshness.waiting);
+  const stalled = freshness.waiting > 2 * (freshness.seconds ?? 0) + 2;
+  const through = stalled ? `over ${span(freshness.waiting)}` : freshness.seconds === null ? "?" : `under ${span(freshness.seconds + behind)}`;
   const events = status.flow.stages.infer.topics.map((topic) => topics[topic]?.newest).filter(Boolean);
   const stream = Math.max(...entities.map((entity) => entity.stream_time ?? -Infinity));
   const tile = (name, value, note) => h("div", {}, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "note" }, note));
   show(
     $("tiles"),
-    tile("Freshness", `${freshness.seconds === null && !freshness.waiting ? "?" : `${freshness.waiting > (freshness.seconds ?? 0) ? "over" : "under"} ${span(through + (freshness.waiting > (freshness.seconds ?? 0) ? 0 : behind))}`}`, "from an event's append until it is in the answers; as coarse as the looks, twice a second"),
+    tile("Freshness", through, "from an event's append until it is in the answers; as coarse as the looks, twice a second"),
     tile("This replica", `${span(behind)} behind`, "whatever readers could see longer ago than this is in its answers"),
     tile("Newest event", events.length ? `${span(Math.max(0, status.time - Math.max(...events)))} ago` : "?", "since it was appended, by the broker's clock"),
-    tile("Stream's time", isFinite(stream) ? when(stream) : "?", "the newest event time in any record; weights are decayed to it"),
+    tile("Stream's time", isFinite(stream) ? when(stream).replace(" UTC", "") : "?", "UTC, the newest event time in any record; weights are decayed to it"),
   );
 }
 
