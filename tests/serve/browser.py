@@ -70,9 +70,9 @@ class Browser:
         return said["result"].get("value")
 
     def wait(self, expression: str, seconds: float = 20) -> None:
-        """Until some JavaScript is true."""
+        """Until some JavaScript is true; as long as the page is loading it may throw."""
         deadline = time.monotonic() + seconds
-        while not self.run(f"Boolean({expression})"):
+        while not self.run(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"):
             assert time.monotonic() < deadline, f"never true: {expression}\n{self.run('document.body.innerText')}\n{self.problems}"
             time.sleep(0.05)
 
