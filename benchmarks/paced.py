@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import uvloop
@@ -35,12 +37,11 @@ class Connection(asyncio.Protocol):
     def __init__(self, free: Callable[[Connection], None], end: Callable[[bytearray], int]):
         self._free, self._end = free, end
         self._answer = bytearray()
-        self._due = 0.0
+        self._due, self._length = 0.0, -1
         self.latencies: list[float] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are, but do not say so
 
     def send(self, due: float, request: bytes) -> None:
         self._due = due
@@ -48,9 +49,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._answer += data
-        if len(self._answer) == self._end(self._answer):
+        if self._length < 0:
+            self._length = self._end(self._answer)
+        if len(self._answer) == self._length:
             self.latencies.append(time.perf_counter() - self._due)
-            self._answer.clear()
+            self._answer, self._length = bytearray(), -1
             self._free(self)
 
     def close(self) -> None:
@@ -100,6 +103,7 @@ def paced(port: int, requests: list[bytes], rate: float, seconds: float, connect
         size: bytes of every answer; 0: it is HTTP.
     """
     end = fixed_end(size) if size else http_end
+    gc.disable()  # its own pauses are not what is measured
 
     async def both() -> np.ndarray:
         await _run(port, requests, rate, 1.0, connections, end)

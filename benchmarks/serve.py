@@ -28,6 +28,7 @@ from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from streams.broker import free_port
 
+SETTLE = 5.0  # seconds after the first start, in which RocksDB and the broker put in order what was just written
 SCRIPT = Path(__file__).parent / "batch.lua"
 KINDS = {"JSON": "application/json", "safetensors": "application/x-safetensors"}
 
@@ -167,6 +168,7 @@ def main(ids: int, keys: int, rate: float, seconds: int, updates: int, memory_mb
         with worker(folder, *asked) as process:
             process.wait(process.ready, "not ready")
             figures = {"first_start_seconds": time.time() - process.started}
+            time.sleep(SETTLE)
             with updating(space, address, ids, updates, seed):
                 figures |= of_replica(process, keys, ids, rate, seconds, seed)
             figures |= {"memory_bytes": process.memory().rss, "keys_in_memory": process.metrics()["serve_keys_in_memory"][0]}

@@ -93,8 +93,9 @@ class App:
         with contextlib.suppress(RuntimeError):  # what uvloop calls a connection that was cut off this moment
             await send({"type": "http.response.start", "status": answer.status, "headers": head})
             await send({"type": "http.response.body", "body": answer.body})
-        self.metrics.requests.labels(route, answer.status).inc()
-        self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
+        requests, seconds = self.metrics.of(route, answer.status)
+        requests.inc()
+        seconds.observe(time.perf_counter() - started)
 
     def _route(self, scope: Scope, path: list[bytes]) -> tuple[str, Callable[[Scope, Receive], Awaitable[Answer]]]:
         """The handler of a request that may be asked now. Raises Refused."""

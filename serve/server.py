@@ -101,6 +101,9 @@ def listen(options: Options) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20
+        )  # most answers go at once, without waiting for a first acknowledgement
         bound.bind(address)
         bound.listen(BACKLOG)
     except (OSError, OverflowError) as error:

@@ -53,7 +53,7 @@ def test_it_answers_as_a_view_does(bootstrap: str, space: Space, tmp_path: Path,
         assert_same(mine.get(everybody), view.get(everybody))
         for at in (NOW, NOW + 3600.5, 0.0):
             assert_same(mine.get(everybody, at), view.get(everybody, at))
-        for turn in range(2, 4):  # followed while they are looked up
+        for turn in (2, 3):  # followed while they are looked up
             records.put([*many[turn::7], f"new{turn}"], turn)
             records.delete([many[turn], "a", "never"])
             records.put([many[0]], 10 * turn)
