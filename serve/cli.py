@@ -38,6 +38,7 @@ TOKEN = "CROSSREP_SERVE_TOKEN"
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM: answers HTTPS.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="The certificate's key, PEM.")
 @click.option("--insecure", is_flag=True, help="Let other machines in without a token.")
+@click.option("--worker", "workers", metavar="URL", multiple=True, help="Address of a fold worker's /metrics, for the page; repeatable.")
 @click.option("-v", "--verbose", is_flag=True, help="Log everything.")
 @bootstrap_option
 def serve(
@@ -57,6 +58,7 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     insecure: bool,
+    workers: tuple[str, ...],
     verbose: bool,
     bootstrap: str | None,
 ) -> None:
@@ -67,6 +69,7 @@ def serve(
       curl localhost:8080/v1/user/batch -d '{"ids": ["17", "18"]}'   many
       curl localhost:8080/v1/item/5/nearest?column=cr                the nearest
       curl localhost:8080/openapi.json                               all there is
+      http://localhost:8080/                                         the page: the flow as it is now, and its keys
 
     It follows the topics, keeps everything in RocksDB under --data, and keys in use in memory. A restart goes on from the disk. Run as
     many as you like behind a balancer, each with its own --data: none knows of the others. /ready is 200 once it has caught up.
@@ -83,6 +86,8 @@ def serve(
         logging.getLogger().setLevel(logging.INFO)
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
+    if wrong := [url for url in workers if not url.startswith(("http://", "https://"))]:
+        raise click.UsageError(f"--worker {wrong[0]}: write an address such as http://fold-0:8001")
     options = server.Options(
         folder=data or kafka.home() / "serve" / space,
         host=host,
@@ -97,6 +102,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         insecure=insecure,
+        workers=workers,
     )
     address = kafka.bootstrap_servers(bootstrap)
     server.run(spaces.find(space, address).space, address, options)

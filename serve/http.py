@@ -19,19 +19,20 @@ from crossrep.answers import Representations, answer
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
 from crossrep.spec import MAX_KEY_BYTES, Space
-from serve import answers, openapi
+from serve import answers, openapi, page
 from serve.answers import JSON, SAFETENSORS, Answer, Refused
 from serve.metrics import Metrics
 from serve.nearest import WITHIN, nearest
 from serve.questions import Question, Receive, Scope, Send, body_of, key_of, object_of, parameters, question
 from serve.replica import Replica
+from serve.status import Status
 
 log = logging.getLogger(__name__)
 
 MAX_NEAREST = 100
 READERS = 4  # threads that read the disk
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
-_OPEN = (b"healthz", b"ready")  # what a balancer asks needs no token
+_OPEN = (b"healthz", b"ready", b"", b"page")  # what a balancer asks needs no token, and the page asks people for theirs
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class App:
     limits: Limits
     tokens: list[bytes]
     waiting: Callable[[], int]
+    status: Status
 
     def __post_init__(self) -> None:
         self._readers = ThreadPoolExecutor(READERS, "read")
@@ -108,6 +110,12 @@ class App:
                 route, method, handler = "metrics", "GET", self._metrics
             case [b"openapi.json"]:
                 route, method, handler = "openapi", "GET", self._openapi
+            case [b""]:
+                route, method, handler = "page", "GET", functools.partial(self._page, b"index.html")
+            case [b"page", name]:
+                route, method, handler = "page", "GET", functools.partial(self._page, name)
+            case [b"v1", b"status"]:
+                route, method, handler = "status", "GET", self._status
             case [b"v1", b"space"]:
                 route, method, handler = "space", "GET", self._space
             case [b"v1", entity, b"batch"]:
@@ -235,6 +243,12 @@ class App:
 
     async def _openapi(self, scope: Scope, receive: Receive) -> Answer:
         return Answer(200, self._document)
+
+    async def _page(self, name: bytes, scope: Scope, receive: Receive) -> Answer:
+        return page.answer(name)
+
+    async def _status(self, scope: Scope, receive: Receive) -> Answer:
+        return Answer(200, answers.dumps(self.status.said()), JSON, ((b"cache-control", b"no-store"),))
 
     async def _space(self, scope: Scope, receive: Receive) -> Answer:
         entities = {name: {"lag": answers.lag(r), "stream_time": r.stream_time} for name, r in self.replicas.items()}

@@ -62,6 +62,7 @@ def document(space: Space, max_keys: int, max_nearest: int, secured: bool) -> Sc
             )
         },
         "/openapi.json": {"get": _get("openapi", "This document", {"200": _json("it", {"type": "object"})})},
+        "/v1/status": {"get": _get("status", "What the page at / shows: the flow as it is now", {"200": _json("it", {"type": "object"})})},
         "/v1/space": {
             "get": _get("space", "What is served: the spec, and the lag of every entity", {"200": _json("it", {"type": "object"})})
         },

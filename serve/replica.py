@@ -118,6 +118,11 @@ class Replica:
         return self._follower.staleness
 
     @property
+    def keys(self) -> int:
+        """How many there are: exact while all are in memory, else RocksDB's estimate."""
+        return len(self.recent) if self.recent.whole or self._store is None else self._store.estimated_records
+
+    @property
     def applied(self) -> int:
         """Records read from the topic since the start."""
         return self._follower.records

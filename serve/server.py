@@ -25,6 +25,7 @@ from serve.answers import dumps
 from serve.http import App, Limits
 from serve.recent import slots_within
 from serve.replica import Place, Replica
+from serve.status import Status
 from state.store import Memory, Room
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Options:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure: bool = False
+    workers: tuple[str, ...] = ()  # addresses of fold workers' /metrics, for the page
 
 
 def run(space: Space, bootstrap: str, options: Options) -> None:
@@ -64,7 +66,7 @@ def run(space: Space, bootstrap: str, options: Options) -> None:
     sys.setswitchinterval(0.0005)  # or a look-up waits 5 ms for a thread that applies records
     replicas = open_replicas(space, bootstrap, options)
     try:
-        server = server_of(space, replicas, options)
+        server = server_of(space, replicas, options, Status(space, bootstrap, replicas, options.folder, options.workers))
         address = sockets[0].getsockname()
         scheme = "https" if options.tls_cert else "http"
         log.info("serving %s on %s://%s:%d", space.name, scheme, f"[{address[0]}]" if ":" in address[0] else address[0], address[1])
@@ -119,10 +121,10 @@ def check_tls(options: Options) -> None:
         raise CrossrepError(f"--tls-cert {options.tls_cert} with --tls-key {options.tls_key} cannot be used: {error}") from None
 
 
-def server_of(space: Space, replicas: Mapping[str, Replica], options: Options) -> uvicorn.Server:
+def server_of(space: Space, replicas: Mapping[str, Replica], options: Options, status: Status) -> uvicorn.Server:
     """The server, not yet running."""
     state: list[uvicorn.Server] = []
-    app = App(space, replicas, options.limits, list(options.tokens), lambda: len(state[0].server_state.tasks))
+    app = App(space, replicas, options.limits, list(options.tokens), lambda: len(state[0].server_state.tasks), status)
     config = uvicorn.Config(
         app,
         http=_protocol(options.client_timeout),

@@ -155,6 +155,11 @@ class Store:
             entries.status()
         return keys, values, None
 
+    @property
+    def estimated_records(self) -> int:
+        """RocksDB's own guess; overwritten and deleted records count until they are compacted away."""
+        return int(self._db.property_int_value("rocksdb.estimate-num-keys") or 0)
+
     def newest_event(self) -> float:
         """The newest event time in any record, seconds since 1970. Reads the whole store."""
         newest = NEVER
