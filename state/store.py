@@ -123,37 +123,36 @@ class Store:
 
         A scan in several steps finds every key that was there all the time.
         """
-        prefix = self._prefix[entity]
         keys: list[bytes] = []
         times: list[float] = []
-        with self._noting_corruption():
-            entries = self._db.iter()
-            entries.seek(prefix + start)
-            while entries.valid() and (key := entries.key()).startswith(prefix):
-                if len(keys) == count:
-                    return keys, np.array(times), key[1:]
-                keys.append(key[1:])
-                times.append(_EVENT_TIME.unpack_from(entries.value(), EVENT_TIME_AT)[0])
-                entries.next()
-            entries.status()  # raises if it ended at a damaged block
+        for key, value in self._entries(entity, start):
+            if len(keys) == count:
+                return keys, np.array(times), key
+            keys.append(key)
+            times.append(_EVENT_TIME.unpack_from(value, EVENT_TIME_AT)[0])
         return keys, np.array(times), None
 
     def records(self, entity: str, start: bytes, count: int) -> tuple[list[bytes], list[bytes], bytes | None]:
         """Up to `count` keys from `start` on in byte order, their records, and where to go on, as `scan`."""
-        prefix = self._prefix[entity]
         keys: list[bytes] = []
         values: list[bytes] = []
+        for key, value in self._entries(entity, start):
+            if len(keys) == count:
+                return keys, values, key
+            keys.append(key)
+            values.append(value)
+        return keys, values, None
+
+    def _entries(self, entity: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and records from `start` on, in byte order of the keys."""
+        prefix = self._prefix[entity]
         with self._noting_corruption():
             entries = self._db.iter()
             entries.seek(prefix + start)
             while entries.valid() and (key := entries.key()).startswith(prefix):
-                if len(keys) == count:
-                    return keys, values, key[1:]
-                keys.append(key[1:])
-                values.append(entries.value())
+                yield key[1:], entries.value()
                 entries.next()
-            entries.status()
-        return keys, values, None
+            entries.status()  # raises if it ended at a damaged block
 
     @property
     def estimated_records(self) -> int:

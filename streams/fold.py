@@ -31,7 +31,7 @@ from crossrep.spec import Space, fold_group
 from crossrep.writer import rows_of
 from state.partition import Partition, Settings
 from state.slab import Slab
-from state.store import TOMBSTONES_KEPT, Memory, Room
+from state.store import Memory, Room
 from streams import faust_transport, memory, metrics, topics
 from streams.fetch import BUFFERED, Fetch, Run
 
@@ -77,7 +77,6 @@ class Fold:
             memory=Memory.of(options.rocksdb_mb << 20),
             room=Room(folder, options.min_free_mb << 20),
             slots=options.slots,
-            tombstones_kept=TOMBSTONES_KEPT,
         )
         self.partitions: dict[int, Partition] = {}
         self.assigned: set[int] | None = None  # None until the first rebalance is through
