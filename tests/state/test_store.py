@@ -137,7 +137,7 @@ def test_a_store_at_the_very_end_of_the_changelog_is_kept(tmp_path: Path) -> Non
 
 def test_a_store_that_is_behind_is_dropped_when_it_may_have_missed_deletions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the time for which tombstones are kept: the other half is for clocks that are wrong."""
-    folder, now = filled(tmp_path / "s"), time.time()
+    folder, now = filled(tmp_path / "s"), EXPECTED.current
     for hours, kept in ((11.9, True), (-11.9, True), (12.1, False)):
         monkeypatch.setattr(store_module.time, "time", lambda hours=hours: now + hours * 3600)
         store = opened(folder)
@@ -146,7 +146,7 @@ def test_a_store_that_is_behind_is_dropped_when_it_may_have_missed_deletions(tmp
 
 
 def test_a_store_that_is_not_behind_is_kept_however_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, now = filled(tmp_path / "s"), time.time()
+    folder, now = filled(tmp_path / "s"), EXPECTED.current
     monkeypatch.setattr(store_module.time, "time", lambda: now + 30 * DAY)
     store = opened(folder, bounds={"user": (3, 384), "item": (5, 5)})  # one more than it knows: the marker of its own last transaction
     assert store.meta.progress == 19
@@ -154,7 +154,7 @@ def test_a_store_that_is_not_behind_is_kept_however_old(tmp_path: Path, monkeypa
 
 
 def test_a_restore_that_never_ended_does_not_count_as_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, now = filled(tmp_path / "s"), time.time()
+    folder, now = filled(tmp_path / "s"), EXPECTED.current
     monkeypatch.setattr(store_module.time, "time", lambda: now + 11 * 3600)
     store = opened(folder)
     store.write({"user": ([b"a"], [b"1"])}, further(store, {"user": 500}, {"user": 20}))
