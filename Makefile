@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/crossrep demo $(if $(KUAIRAND),--kuairand $(KUAIRAND))
 
 test: $(VENV)/.installed lint
-	@CROSSREP_KUAIRAND="$(KUAIRAND)" $(BIN)/python -m pytest
+	@CROSSREP_KUAIRAND="$(KUAIRAND)" $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check .
