@@ -114,8 +114,10 @@ def get(entity: str, ids: tuple[str, ...], space: str, bootstrap: str | None, at
             if vectors:
                 table.add_row("", "", "", "", "", "", " ".join(f"{x:.5g}" for x in values.vectors[i]))
     console.print(table)
-    console.print(f"weights decayed to {_time(answer.at)}", style="dim")
+    if answer.found.any():
+        console.print(f"weights decayed to {_time(answer.at)}", style="dim")
     if not answer.found.all():
+        console.print(f"[dim]no event of them is folded: never seen, expired, forgotten, or workers are behind. See: crossrep doctor {space}")
         sys.exit(1)
 
 

@@ -50,6 +50,6 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wo
             done = CliRunner().invoke(cli, words, input="y\n")
             assert done.exit_code == 0, (words, done.output, done.exception)
             said += done.output
-        assert "u17" in said and "cosine of cr" in said
+        assert "u31" in said and "cosine of cr" in said
     finally:
         broker.down(workers.folder / "home" / "kafka", kill=True)
