@@ -25,7 +25,8 @@ The flow, and the commands in the order you meet them:
   crossrep kafka up                      a real Kafka on this machine (or set KAFKA_BOOTSTRAP)
   crossrep topics create SPEC.toml       a space: one model version, one aggregation spec
   crossrep train kuairand DIR            the upstream model (or: train simulated)
-  crossrep infer SPACE --model DIR       events → representations of every sample, as frames
+  crossrep models list                   the registry: versions of models
+  crossrep infer SPACE --model MODEL     events → representations of every sample, as frames
   crossrep fold SPACE                    frames → one exactly-once average per user and item
   crossrep publish kuairand DIR          events (or: crossrep simulate)
   crossrep get user 17 --space SPACE     what a reader sees

@@ -229,6 +229,12 @@ def fold_group(space: Space) -> str:
     return f"fold.{space.name}"
 
 
+def next_name(name: str) -> str:
+    """kuairand-v1 -> kuairand-v2; a name without a number gets a 2."""
+    stem = name.rstrip("0123456789")
+    return f"{stem}{int(name[len(stem) :] or 1) + 1}"
+
+
 def column_fields(name: str, column: Column) -> list[str]:
     """The record fields a column writes, in order."""
     return ([f"{name}_weight"] if column.aggregate == "decayed_mean" else []) + [f"{name}_time"] + ([name] if column.dim else [])
