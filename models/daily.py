@@ -116,9 +116,8 @@ def run(
             if at > state.days[-1].date:
                 state = _go_on(only(dataset, impressions), at, impressions, frozen, folder, bar)
             elif known.get(at) != len(impressions):
-                log.warning(
-                    "%s has %d impressions now, %d were learnt from: the others are left out", at, len(impressions), known.get(at, 0)
-                )
+                there, learnt = len(impressions), known.get(at, 0)
+                log.warning("%s has %d impressions now, and %d when it was learnt: it is not learnt again", at, there, learnt)
     return state
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from rich.table import Table
 
-from crossrep import kafka
 from crossrep.errors import ModelError
-from models import daily, lfm4ads
+from models import daily, upstream
 from models.datasets.base import Dataset, by_day, only
-from models.registry import Entry, Registry, digest
+from models.lfm4ads import LFM4Ads
+from models.registry import Entry, Registry, digest, resolve
 from models.train import evaluate
 from models.upstream import read_manifest
 
@@ -66,8 +66,7 @@ def gate(dataset: Dataset, folder: Path, registry: Registry, name: str, toleranc
     if digest(registered.manifest, registered.reference) == digest(manifest, str(kept[-2])):
         return Verdict([candidate], f"it is {registered.reference} already")
     _refuse_seen(registered, float(found.event_time.min()), str(newest))
-    copy = kafka.home() / "fetched" / digest(registered.manifest, registered.reference)
-    registry.fetch(registered, copy)
+    copy, _ = resolve(registered.reference, registry.url)
     former = _ask(registered.reference, copy, day)
     asked, (new, old) = [candidate, former], (candidate.scores["auc"], former.scores["auc"])
     if new is None or old is None:
@@ -89,7 +88,9 @@ def table(verdict: Verdict) -> Table:
 
 
 def _ask(label: str, folder: Path, day: Dataset) -> Asked:
-    model = lfm4ads.load(folder)
+    model = upstream.load(folder)
+    if not isinstance(model, LFM4Ads):
+        raise ModelError(f"{label} is of a kind that gives no probability of a click: it cannot be compared")
     return Asked(label, str(read_manifest(folder).get("trained_until")), evaluate(model.predict, model.fields, day))
 
 
@@ -100,9 +101,8 @@ def _refuse_seen(registered: Entry, begins: float, day: str) -> None:
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"{registered.reference} does not say until when it was trained: it cannot be compared on {day}") from None
     if until >= begins:
-        raise ModelError(
-            f"{registered.reference} has learnt from {day} itself: compare on a later day. It was trained until then: {until:.0f}"
-        )
+        said = registered.manifest["trained_until"]
+        raise ModelError(f"{registered.reference} was trained until {said}, with impressions of {day} itself: compare on a later day")
 
 
 def _figure(value: float | None) -> str:

@@ -21,8 +21,8 @@ def over(dataset: Dataset, path: str) -> Dataset:
     """The samples of `path` with the users, items and features of `dataset`; ids that it does not know have no features.
 
     `path` is a file, or a folder with Parquet files at any depth (local, or an URL that Arrow knows). Wanted are COLUMNS: ids, scenario and
-    branch ("ad" or anything else) as text, event_time as float64 seconds since 1970 or as a timestamp, label as a bool or a number, clicked
-    if it is over 0. Other columns, such as representations, are not read. A sample_id that occurs again is one sample, clicked if any of its
+    branch ("ad" or anything else) as text, event_time as float64 seconds since 1970 or as a timestamp, label as a bool or a number: over 0
+    is a click. Other columns, such as representations, are not read. A sample_id that occurs again is one sample, clicked if any of its
     rows is: a late click may have changed its label.
 
     Memory: some 25 bytes a sample, and Arrow's table of the columns above while they are read.
