@@ -217,6 +217,10 @@ class Space(_Declared):
         return f"history.{self.name}"
 
     @property
+    def samples_topic(self) -> str:
+        return f"samples.{self.name}"
+
+    @property
     def dead_letters_topic(self) -> str:
         return f"dead-letters.{self.name}"
 
