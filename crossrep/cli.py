@@ -132,7 +132,9 @@ def get(entity: str, ids: tuple[str, ...], space: str, bootstrap: str | None, at
     if answer.found.any():
         console.print(f"weights decayed to {_time(answer.at)}", style="dim")
     if not answer.found.all():
-        console.print(f"[dim]no event of them is folded: never seen, expired, forgotten, or workers are behind. See: crossrep doctor {space}")
+        console.print(
+            f"[dim]no event of them is folded: never seen, expired, forgotten, or workers are behind. See: crossrep doctor {space}"
+        )
         sys.exit(1)
 
 

@@ -18,13 +18,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from crossrep import kafka
-from crossrep.errors import CrossrepError, DataError
-from crossrep.extras import extra
+from crossrep import kafka, places
+from crossrep.errors import DataError
 from crossrep.spec import Space
-
-with extra("analytics"):
-    import fsspec
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +85,8 @@ class Store:
     def __init__(self, url: str | None, space: str):
         self.url = url or str(kafka.home() / "snapshots")
         self.space = space
-        try:
-            self.fs, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise CrossrepError(f"{self.url} is no place for snapshots: {error}") from None
-        self.root = f"{root.rstrip('/')}/{space}"
+        self.fs, root = places.connect(self.url, "snapshots")
+        self.root = f"{root}/{space}"
 
     @property
     def _command(self) -> str:
@@ -172,13 +165,8 @@ class Store:
     def publish(self, manifest: Manifest) -> None:
         """Make it visible, at once. Raises DataError if its files are not all there, or nothing can be written."""
         self.refuse_incomplete(manifest)
-        path, text = self.path(manifest.id, MANIFEST), manifest.model_dump_json(indent=1).encode()
         try:
-            if "file" in self.fs.protocol:  # object stores show an object when it is whole; of files a part can be seen
-                self.fs.pipe_file(f"{path}.part", text)
-                os.replace(f"{path}.part", path)
-            else:
-                self.fs.pipe_file(path, text)
+            places.put(self.fs, self.path(manifest.id, MANIFEST), manifest.model_dump_json(indent=1).encode())
         except Exception as error:
             raise self.unusable("written", error) from error
 
@@ -202,7 +190,7 @@ class Store:
                 raise self.unusable("tidied", error) from error
 
     def unusable(self, what: str, error: Exception) -> DataError:
-        return DataError(f"{self.url} cannot be {what}: {str(error) or type(error).__name__}. Check that it exists, and your rights there")
+        return places.unusable(self.url, what, error)
 
     def _readable(self, id: str) -> Manifest | None:
         try:

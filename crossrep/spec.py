@@ -233,6 +233,16 @@ def fold_group(space: Space) -> str:
     return f"fold.{space.name}"
 
 
+def infer_group(space: Space) -> str:
+    """The consumer group of the inference workers."""
+    return f"infer.{space.name}"
+
+
+def frame_group(space: Space) -> str:
+    """The consumer group of the `crossrep frame` workers."""
+    return f"frame.{space.name}"
+
+
 def column_fields(name: str, column: Column) -> list[str]:
     """The record fields a column writes, in order."""
     return ([f"{name}_weight"] if column.aggregate == "decayed_mean" else []) + [f"{name}_time"] + ([name] if column.dim else [])
