@@ -125,15 +125,19 @@ def archived(space: str, archive_url: str | None) -> None:
 
     store = Archive(archive_url, space)
     table = Table("entity", "files", "rows", "MB", "MB a million rows", "hours (UTC)", box=None)
+    begins: dict[int, int] = {}
     for entity in store.declared().entities:
         files = store.files(entity)
         rows, size = sum(map(store.size, files)), sum(store.fs.size(file.path) for file in files)
         hours = [file.hour for file in files]
+        begins |= {file.partition: file.first for file in reversed(files)}
         span = f"{min(hours):%Y-%m-%d %H} to {max(hours):%Y-%m-%d %H}" if hours else ""
         table.add_row(entity, f"{len(files):,}", f"{rows:,}", f"{size / 1e6:,.1f}", f"{size / max(rows, 1):,.0f}", span)
     console.print(table)
     cut = store.cut()
     console.print(f"complete up to cut {cut.id}" if cut else f"no cut yet: crossrep archive {space}")
+    if late := {number: first for number, first in sorted(begins.items()) if first}:
+        console.print(f"frames before these offsets are not in it (partition: offset): {late}")
     if orders := store.orders():
         console.print(f"{len(orders):,} orders to forget, not applied to the files yet: crossrep archive {space} --erase")
 
@@ -146,6 +150,7 @@ def archived(space: str, archive_url: str | None) -> None:
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="all cores", help="That fold.")
 @click.option("--only-snapshot", is_flag=True, help="Write the snapshot, and nothing to Kafka.")
 @click.option("--no-hand-over", is_flag=True, help="Leave the offsets of the space's inference workers alone.")
+@click.option("--accept-gap", is_flag=True, help="Replay an archive that lacks frames.")
 @bootstrap_option
 def replay(
     source: str,
@@ -155,6 +160,7 @@ def replay(
     threads: int,
     only_snapshot: bool,
     no_hand_over: bool,
+    accept_gap: bool,
     bootstrap: str | None,
 ) -> None:
     """Fill a space from the archive of SPACE, and hand over to the live stream: crossrep replay kuairand-v1 --into kuairand-v2.
@@ -186,7 +192,16 @@ def replay(
             bar.advance(steps[step], rows)
 
         done = replaying.replay(
-            source, space, address, archive_url, url, threads, not only_snapshot, not (no_hand_over or only_snapshot), progressed
+            source,
+            space,
+            address,
+            archive_url,
+            url,
+            threads,
+            seed=not only_snapshot,
+            hand_over=not (no_hand_over or only_snapshot),
+            accept_gap=accept_gap,
+            progressed=progressed,
         )
     manifest = done.manifest
     if done.rows:

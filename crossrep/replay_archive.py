@@ -17,7 +17,7 @@ from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Column, Space
 
 
-def of_archive(store: Archive, space: Space, cut: Cut | None) -> Source:
+def of_archive(store: Archive, space: Space, cut: Cut | None, accept_gap: bool = False) -> Source:
     """Everything in front of the cut; without one, everything.
 
     Raises:
@@ -28,10 +28,11 @@ def of_archive(store: Archive, space: Space, cut: Cut | None) -> Source:
     tasks: list[Task] = []
     total = 0
     for entity, how in fitted(archived, space).items():
-        if gaps := store.gaps(entity):
+        if (gaps := store.gaps(entity)) and not accept_gap:
             places = ", ".join(f"[{number}] {first} to {end}" for number, first, end in gaps)
             raise DataError(
-                f"{store.root} lacks frames that were deleted before they were archived ({entity}, partition, offsets: {places})"
+                f"{store.root} lacks {entity} frames that were deleted before they were archived (partition, offsets: {places}). To replay "
+                "without them: --accept-gap"
             )
         files, forgotten = store.files(entity), store.forgotten(entity)
         for number in sorted({file.partition for file in files}):

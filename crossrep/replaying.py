@@ -37,12 +37,14 @@ def replay(
     threads: int = 2,
     seed: bool = True,
     hand_over: bool = True,
+    accept_gap: bool = False,
     progressed: Progressed = lambda step, rows, total: None,
 ) -> Done:
     """Build a snapshot of the space, write it into the space, and let the space's inference workers go on behind it.
 
     Args:
         source: the name of an archived space; or Parquet files of samples, if it holds a "/" or "*" or ends in ".parquet".
+        accept_gap: replay an archive that lacks frames.
 
     Raises:
         SpaceError, DataError, StateError: source and space do not fit, or the space is in use already. Says what to do.
@@ -60,7 +62,7 @@ def replay(
         to = handover.offsets(cut, archive.declared(), space, bootstrap)
     rows, seconds, manifest = 0, 0.0, begun
     if manifest is None:
-        work = replay_archive.of_archive(archive, space, cut) if archive else replay_files.of_files(source, space)
+        work = replay_archive.of_archive(archive, space, cut, accept_gap) if archive else replay_files.of_files(source, space)
         began = time.monotonic()
         tables = folding.fold(space, work.tasks, threads, lambda rows: progressed(FOLD, rows, work.rows))
         seconds = max(time.monotonic() - began, 1e-9)
