@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
+from confluent_kafka import TopicPartition
 
 from crossrep import FrameWriter, forget, frames, kafka
 from crossrep.archive import Archive
-from crossrep.archiving import archive
+from crossrep.archiving import Report, archive
+from crossrep.errors import DataError, TopicError
 from crossrep.spec import Space
-from tests.cluster import SPEC, Load, new_space
+from tests.cluster import ROOT, SPEC, Load, new_space
 
 # Two half-lives of one source share its vectors in raw rows, and have their own in combined ones.
 TWO = SPEC.replace(
