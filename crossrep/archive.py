@@ -19,12 +19,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from crossrep import archive_columns, kafka, places
 from crossrep.archive_columns import Archived
 from crossrep.cuts import Cut
 from crossrep.errors import DataError
+from crossrep.rows import Rows
 from crossrep.snapshots import started
 from crossrep.spec import Space
 
@@ -162,6 +164,14 @@ class Archive:
         space, forgotten = self.declared(), self.forgotten(entity)
         for file in self.files(entity, partition):
             yield from self.read(space, file, forgotten.get(file.partition, {}))
+
+    def of_key(self, entity: str, key: bytes, partition: int, before: int) -> Iterator[tuple[int, float, Rows]]:
+        """Offset, append time and rows of every frame below an offset that holds the key, as `key_history.history` takes them."""
+        for run in self.rows(entity, partition):
+            mine = run.where(np.array([name == key for name in run.rows.keys.tolist()]) & (run.offsets < before))
+            for offset in np.unique(mine.offsets).tolist():
+                frame = mine.where(mine.offsets == offset)
+                yield offset, float(frame.append_times[0]), frame.rows
 
     def forgotten(self, entity: str) -> dict[int, dict[bytes, int]]:
         """By partition: key -> offset of the last order to forget it."""
