@@ -110,9 +110,7 @@ def encoded(space: Space, entity: str, partition: int, frames: Iterable[Frame]) 
         dtypes[name] = "float32" if "float32" in found else "float16" if found else space.vectors
     layout = schema(spec, dtypes)
     out = pa.BufferOutputStream()
-    unlike = (*dtypes, "event_time", "_event_time")  # in nearly every row
-    repeated = [field.name for field in layout if field.name not in unlike]
-    with pq.ParquetWriter(out, layout, compression="zstd", use_dictionary=repeated) as writer:
+    with pq.ParquetWriter(out, layout, **settings(layout)) as writer:
         run: list[Frame] = []
         for frame in frames:
             if sum(len(other.rows) for other in run) + len(frame.rows) > ROWS and run:
@@ -122,6 +120,12 @@ def encoded(space: Space, entity: str, partition: int, frames: Iterable[Frame]) 
         if run:
             writer.write_batch(to_arrow(layout, spec, partition, run))
     return out.getvalue()
+
+
+def settings(layout: Any) -> dict[str, Any]:
+    """How the columns of a file are written: as a dictionary but for those that differ in nearly every row."""
+    repeated = [field.name for field in layout if not pa.types.is_fixed_size_list(field.type) and not field.name.endswith("event_time")]
+    return {"compression": "zstd", "use_dictionary": repeated}
 
 
 def to_arrow(layout: Any, entity: Entity, partition: int, frames: list[Frame]) -> Any:
@@ -193,6 +197,13 @@ class Opened:
             batches = self._parquet.read_row_group(group, use_threads=False).combine_chunks().to_batches()
             return from_arrow(space, self.entity, self.partition, batches[0])
         except (OSError, KeyError, IndexError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+
+    def table(self, columns: list[str] | None = None) -> Any:
+        """The whole file, or some of its columns, as an Arrow table. Raises DataError: it is damaged."""
+        try:
+            return self._parquet.read(columns)
+        except (OSError, pa.ArrowException) as error:
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> DataError:

@@ -1,18 +1,6 @@
 """Archiving: the frames topic read to its end, into files, and a cut behind them.
 
 It is a reader like any other: no consumer group, no worker's help, nothing written to Kafka. What is there says where to go on.
-
-A *cut* says for which events the archive is complete. `crossrep infer` commits a batch's frames and the offsets of its events in one
-transaction. So:
-
-1. The group's committed offsets G are read, all as of one moment.
-2. Then the ends E of the frames topic, open transactions included: every frame whose transaction set an offset of G was appended before.
-3. Everything committed below E is read and archived, once no transaction is open below it.
-
-Every batch that ends at G or before it is then in the archive, whole; and none lies across G, since offsets of G are ends of batches. The
-frames of later batches below E are told apart by what each says of its events (crossrep/lineage.py).
-
-A rewind in between would take frames out and set G back: such a cut is not kept.
 """
 
 from __future__ import annotations
@@ -23,12 +11,14 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Message
 
-from crossrep import archive_columns, follow, forget, frames, groups, kafka, lineage, spaces
-from crossrep.archive import About, Archive, Cut, Order, new_cut
+from crossrep import archive_columns, cuts, follow, forget, frames, kafka, lineage, spaces
+from crossrep.archive import About, Archive, Order
 from crossrep.archive_columns import Frame
+from crossrep.cuts import Cut
 from crossrep.errors import BadFrame, DataError, SpaceError, TopicError
+from crossrep.snapshots import new_id
 from crossrep.spaces import Published
-from crossrep.spec import Space, frame_group, infer_group
+from crossrep.spec import Space
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +59,7 @@ def archive(
     published = spaces.find(name, bootstrap)
     space = published.space
     _begin(store, published, bootstrap)
-    before = _moment(space, bootstrap)
+    before = cuts.moment(space, bootstrap)
     bounds = _bounds(space, bootstrap)
     total = sum(end - first for first, end in bounds.values())
     report = Report(dict.fromkeys(space.entities, 0))
@@ -88,39 +78,12 @@ def archive(
         begin = max(first, min(starts.values()))
         progressed(begin - first, total)
         _partition(space, bootstrap, store, number, starts, (begin, end), report, lambda offsets: progressed(offsets, total))
-    report.cut = _cut(space, bootstrap, before, {number: end for number, (_, end) in bounds.items()})
-    if report.cut is not None:
+    report.cut = cuts.cut(space, bootstrap, before, {number: end for number, (_, end) in bounds.items()}, new_id())
+    if report.cut is None:
+        log.warning("space %s was rewound meanwhile: no cut this time", name)
+    else:
         store.keep_cut(report.cut)
     return report
-
-
-@dataclass(frozen=True)
-class _Moment:
-    """What tells whether a rewind came in between."""
-
-    groups: dict[str, groups.Offsets]
-    skipped: dict[int, list[tuple[int, int]]]
-
-
-def _moment(space: Space, bootstrap: str) -> _Moment:
-    skipped = {number: skipped for number, (_, skipped) in groups.folded(space, bootstrap).items()}
-    committed = {group: groups.offsets(bootstrap, group) for group in (infer_group(space), frame_group(space))}
-    return _Moment({group: offsets for group, offsets in committed.items() if offsets}, skipped)
-
-
-def _cut(space: Space, bootstrap: str, before: _Moment, ends: dict[int, int]) -> Cut | None:
-    """The cut of what was committed before the ends were asked for; None if a rewind came in between."""
-    after = _moment(space, bootstrap)
-    went_back = any(
-        after.groups.get(group, {}).get(topic, {}).get(number, -1) < offset
-        for group, topics in before.groups.items()
-        for topic, numbers in topics.items()
-        for number, offset in numbers.items()
-    )
-    if went_back or after.skipped != before.skipped or spaces.find(space.name, bootstrap).rewinding:
-        log.warning("space %s was rewound meanwhile: no cut this time", space.name)
-        return None
-    return new_cut(before.groups, ends, before.skipped)
 
 
 def _begin(store: Archive, published: Published, bootstrap: str) -> None:

@@ -37,6 +37,8 @@ The flow, and the commands in the order you meet them:
   crossrep history user 17               what happened to a key
   crossrep samples SPACE                 impressions and clicks → labelled samples
   crossrep import SPACE --into NAME      seed a new space with a snapshot
+  crossrep archive SPACE                 keep all samples as Parquet
+  crossrep replay SPACE --into NAME      fill a new space from the archive, and hand over to the live stream
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order
@@ -189,6 +191,7 @@ def main() -> None:
 
 
 from crossrep import cli_analysts as cli_analysts  # noqa: E402  adds the analysts' commands to those above
+from crossrep import cli_archive as cli_archive  # noqa: E402
 
 if __name__ == "__main__":
     main()

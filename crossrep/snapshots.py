@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from crossrep import kafka
+from crossrep.cuts import Cut
 from crossrep.errors import DataError
 from crossrep.publication import MANIFEST, Folders
 from crossrep.spec import Space
@@ -36,6 +37,13 @@ class Part(BaseModel):
     sha256: str
 
 
+class Replayed(BaseModel):
+    """Of a snapshot that was not read from a changelog, but built (crossrep/replay.py): its parts have no offsets."""
+
+    source: str  # an archive's or files' URL
+    cut: Cut | None  # the rows are what was made of the events in front of it; None: nobody knows where they end
+
+
 class Manifest(BaseModel):
     """What a snapshot is. `format` changes when an older reader would misunderstand it."""
 
@@ -48,6 +56,7 @@ class Manifest(BaseModel):
     crossrep: str
     stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
     parts: dict[str, list[Part]]  # by entity, in the order of partitions
+    replayed: Replayed | None = None
 
     def declared(self) -> Space:
         """The spec. Raises SpecError, DataError if this crossrep reads it differently."""
