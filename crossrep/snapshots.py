@@ -14,7 +14,7 @@ import os
 import re
 import socket
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,8 +43,8 @@ class Part(BaseModel):
     sha256: str
 
 
-class Manifest(BaseModel):
-    """What a snapshot is. `format` changes when an older reader would misunderstand it."""
+class Kept(BaseModel):
+    """What every manifest says. `format` changes when an older reader would misunderstand it."""
 
     format: Literal[1] = 1
     id: str
@@ -53,15 +53,27 @@ class Manifest(BaseModel):
     spec: dict[str, Any]
     created: datetime
     crossrep: str
-    stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
-    parts: dict[str, list[Part]]  # by entity, in the order of partitions
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file, by its path within the folder."""
+        raise NotImplementedError
 
     def declared(self) -> Space:
         """The spec. Raises SpecError, DataError if this crossrep reads it differently."""
-        space = Space.from_dict(self.spec, source=f"snapshot {self.id} of space {self.space!r}")
+        space = Space.from_dict(self.spec, source=f"{self.id} of space {self.space!r}")
         if space.hash.hex() != self.spec_hash:
-            raise DataError(f"snapshot {self.id} of space {self.space!r} was written by crossrep {self.crossrep}: use that version")
+            raise DataError(f"{self.id} of space {self.space!r} was written by crossrep {self.crossrep}: use that version")
         return space
+
+
+class Manifest(Kept):
+    """What a snapshot is."""
+
+    stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
+    parts: dict[str, list[Part]]  # by entity, in the order of partitions
+
+    def sizes(self) -> dict[str, int]:
+        return {part.path: part.bytes for parts in self.parts.values() for part in parts}
 
     @property
     def rows(self) -> int:
@@ -69,34 +81,41 @@ class Manifest(BaseModel):
 
     @property
     def bytes(self) -> int:
-        return sum(part.bytes for parts in self.parts.values() for part in parts)
+        return sum(self.sizes().values())
 
 
-class Store:
-    """The folder of one space's snapshots.
+Described = TypeVar("Described", bound=Kept)
+
+
+class Folders(Generic[Described]):
+    """The folder of one space's snapshots, or of anything else that is written once and published by its manifest.
 
     Args:
-        url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots; default CROSSREP_HOME/snapshots.
+        url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots; default: in CROSSREP_HOME.
 
     Raises:
         CrossrepError: the URL's protocol is unknown, or what it needs is not installed.
     """
 
+    what: str  # one of them
+    command: str  # that makes one
+    described: type[Described]
+
     def __init__(self, url: str | None, space: str):
-        self.url = url or str(kafka.home() / "snapshots")
+        self.url = url or str(kafka.home() / self.what.replace(" ", "-")) + "s"
         self.space = space
-        self.fs, root = places.connect(self.url, "snapshots")
+        self.fs, root = places.connect(self.url, f"{self.what}s")
         self.root = f"{root}/{space}"
 
     @property
     def _command(self) -> str:
-        return f"crossrep snapshot {self.space} --to {self.url}"
+        return f"{self.command} {self.space} --to {self.url}"
 
     def path(self, id: str, *inside: str) -> str:
         return "/".join((self.root, id, *inside))
 
     def ids(self) -> list[str]:
-        """Of all snapshots, finished or not, oldest first; whatever else lies there is left alone."""
+        """Of all, finished or not, oldest first; whatever else lies there is left alone."""
         self.fs.invalidate_cache()
         try:
             names = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
@@ -106,23 +125,23 @@ class Store:
             raise self.unusable("listed", error) from error
         return sorted(name for name in names if started(name) is not None)
 
-    def manifest(self, id: str) -> Manifest | None:
+    def manifest(self, id: str) -> Described | None:
         """None: not published. Raises DataError if what is there is no manifest."""
         try:
             text = self.fs.cat_file(self.path(id, MANIFEST))
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            return Manifest.model_validate_json(text)
+            return self.described.model_validate_json(text)
         except ValidationError as error:
             raise DataError(f"{self.path(id, MANIFEST)} is no manifest this crossrep can read: {error.errors()[0]['msg']}") from None
 
-    def published(self) -> list[Manifest]:
-        """Complete snapshots, oldest first; what cannot be read is logged."""
+    def published(self) -> list[Described]:
+        """Complete ones, oldest first; what cannot be read is logged."""
         return [found for id in self.ids() if (found := self._readable(id))]
 
-    def find(self, id: str | None = None) -> Manifest:
-        """A published snapshot: by its id, or the newest.
+    def find(self, id: str | None = None) -> Described:
+        """A published one: by its id, or the newest.
 
         Raises:
             DataError: there is none, or its files are not those of its manifest.
@@ -133,28 +152,29 @@ class Store:
             found = next(filter(None, map(self._readable, reversed(self.ids()))), None)
         if found is None:
             known = ", ".join(manifest.id for manifest in self.published()) or "none yet"
-            what = f"snapshot {id!r}" if id else "snapshot"
+            what = f"{self.what} {id!r}" if id else self.what
             raise DataError(f"no {what} of space {self.space!r} in {self.url} (known: {known}). Take one: {self._command}")
         self.refuse_incomplete(found)
         return found
 
-    def refuse_incomplete(self, manifest: Manifest) -> None:
+    def refuse_incomplete(self, manifest: Described) -> None:
         """Are all files there, as large as they were written? Raises DataError."""
-        for part in (part for parts in manifest.parts.values() for part in parts):
-            path = self.path(manifest.id, part.path)
+        for inside, bytes in manifest.sizes().items():
+            path = self.path(manifest.id, inside)
             try:
                 size = self.fs.info(path)["size"]
             except FileNotFoundError:
                 size = None
-            if size != part.bytes:
-                found = "is gone" if size is None else f"has {size:,} bytes, not {part.bytes:,}"
+            if size != bytes:
+                found = "is gone" if size is None else f"has {size:,} bytes, not {bytes:,}"
                 raise DataError(
-                    f"snapshot {manifest.id} of space {self.space!r} is damaged, or was removed by another run's --keep: {path} {found}. "
+                    f"{self.what} {manifest.id} of space {self.space!r} is damaged, or was removed by another run's --keep: "
+                    f"{path} {found}. "
                     f"Take a new one: {self._command}"
                 )
 
     def begin(self, id: str) -> None:
-        """A folder for a new snapshot, and in it who writes. Raises DataError if nothing can be written there."""
+        """A folder for a new one, and in it who writes. Raises DataError if nothing can be written there."""
         writer = {"host": socket.gethostname(), "pid": os.getpid()}
         try:
             self.fs.makedirs(self.path(id), exist_ok=False)
@@ -162,7 +182,7 @@ class Store:
         except Exception as error:
             raise self.unusable("written", error) from error
 
-    def publish(self, manifest: Manifest) -> None:
+    def publish(self, manifest: Described) -> None:
         """Make it visible, at once. Raises DataError if its files are not all there, or nothing can be written."""
         self.refuse_incomplete(manifest)
         try:
@@ -171,7 +191,7 @@ class Store:
             raise self.unusable("written", error) from error
 
     def retain(self, keep: int | None) -> list[str]:
-        """Remove what crashed runs left, and all published snapshots but the newest `keep`. Returns the ids removed."""
+        """Remove what crashed runs left, and all published ones but the newest `keep`. Returns the ids removed."""
         ids, complete = self.ids(), [manifest.id for manifest in self.published()]
         kept = set(complete[-keep:] if keep else complete)
         removed = [id for id in ids if id not in kept and (id in complete or self._abandoned(id))]
@@ -192,7 +212,7 @@ class Store:
     def unusable(self, what: str, error: Exception) -> DataError:
         return places.unusable(self.url, what, error)
 
-    def _readable(self, id: str) -> Manifest | None:
+    def _readable(self, id: str) -> Described | None:
         try:
             return self.manifest(id)
         except DataError as error:
@@ -216,6 +236,12 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return False
         return False
+
+
+class Store(Folders[Manifest]):
+    """Of snapshots."""
+
+    what, command, described = "snapshot", "crossrep snapshot", Manifest
 
 
 def new_id() -> str:
