@@ -25,9 +25,9 @@ from pydantic import BaseModel, ValidationError
 from crossrep import archive_columns, kafka, places
 from crossrep.archive_columns import Archived
 from crossrep.cuts import Cut
+from crossrep.dated import started
 from crossrep.errors import DataError
 from crossrep.rows import Rows
-from crossrep.snapshots import started
 from crossrep.spec import Space
 
 ABOUT = "archive.json"

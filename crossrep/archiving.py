@@ -15,8 +15,8 @@ from crossrep import archive_columns, cuts, follow, forget, frames, kafka, linea
 from crossrep.archive import About, Archive, Order
 from crossrep.archive_columns import Frame
 from crossrep.cuts import Cut
+from crossrep.dated import new_id
 from crossrep.errors import BadFrame, DataError, SpaceError, TopicError
-from crossrep.snapshots import new_id
 from crossrep.spaces import Published
 from crossrep.spec import Space
 

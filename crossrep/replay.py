@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from crossrep import parquet, taking
 from crossrep.aggregates import Aggregates
 from crossrep.algebra import NEVER
+from crossrep.dated import new_id
 from crossrep.keys import KeyIndex, Keys
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
-from crossrep.snapshots import Manifest, Part, Replayed, Store, new_id
+from crossrep.snapshots import Manifest, Part, Replayed, Store
 from crossrep.spec import Space
 
 Task = Callable[[], Iterator[Rows]]

@@ -35,7 +35,7 @@ def of_files(url: str, space: Space) -> Source:
     Raises:
         DataError: there are none, or a column is missing; names it.
     """
-    fs, root = places.connect(url, "samples")
+    fs, root = places.connect(url)
     try:
         paths = sorted(fs.glob(root)) if "*" in root else fs.find(root)
     except OSError as error:

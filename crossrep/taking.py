@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from crossrep import changelog, parquet, spaces
 from crossrep.algebra import NEVER
+from crossrep.dated import new_id
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
 from crossrep.records import RecordLayout
-from crossrep.snapshots import Manifest, Part, Replayed, Store, new_id
+from crossrep.snapshots import Manifest, Part, Replayed, Store
 from crossrep.spaces import Published
 from crossrep.spec import Space
 from crossrep.table import RecordTable

@@ -19,11 +19,12 @@ from snapshot_world import Changelog, replayed, rows, seen, snapshot, some_rows
 
 from crossrep import CrossrepError, SpaceError, TopicError, kafka, parquet, spaces
 from crossrep.cli import cli
+from crossrep.dated import new_id
 from crossrep.errors import BadRecord, DataError
 from crossrep.keys import Keys
 from crossrep.publication import ABANDONED_AFTER, MANIFEST
 from crossrep.records import RecordLayout
-from crossrep.snapshots import Manifest, Store, new_id
+from crossrep.snapshots import Manifest, Store
 from crossrep.spec import Space
 from crossrep.table import RecordTable
 from streams import readout, topics
