@@ -95,6 +95,7 @@ class KeyIndex:
         self._allocate(max(capacity, 8))
         if place is not None:
             used = np.flatnonzero(self._lengths)
+            self._bytes[(self._lengths == 0) & (self._bytes[:, 0] != 0)] = 0  # removed as the process was killed
             _hash_slots(self._hashes, self._lengths, self._bytes, used)
             _rehash(self._table, self._hashes, used)
             self.size = len(used)
@@ -139,6 +140,7 @@ class KeyIndex:
         _remove(self._table, self._hashes, self._free, self.capacity - self.size, slots)
         if self._place is not None:
             self._lengths[slots] = 0  # whoever opens it next sees no key there
+            self._bytes[slots] = 0  # the name of a key may be what is to be forgotten
         self.size -= len(slots)
 
     def grow(self, capacity: int) -> None:
