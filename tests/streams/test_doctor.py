@@ -12,9 +12,9 @@ import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep import kafka
 from crossrep.spaces import SPACES_TOPIC
 from crossrep.spec import Space, fold_group
-from streams import doctor, fold, topics
+from streams import doctor, doctor_topics, fold, topics
 from streams.cluster_facts import INTERNAL, Behind, Facts, Group, Open, Replicas, Setting, TopicFacts
-from streams.doctor import Finding, Status
+from streams.doctor_findings import Finding, Status
 from streams.pipeline import Options
 from tests.cluster import SPEC
 
@@ -25,7 +25,7 @@ FRAMES, USERS, CLICKS = SPACE.frames_topic, SPACE.representations_topic("user"),
 TOPIC = {
     "cleanup.policy": "delete",
     "delete.retention.ms": "86400000",
-    "max.compaction.lag.ms": str(doctor.NEVER),
+    "max.compaction.lag.ms": str(doctor_topics.NEVER),
     "max.message.bytes": "1048588",
     "message.timestamp.type": "CreateTime",
     "min.cleanable.dirty.ratio": "0.5",
@@ -156,14 +156,14 @@ CASES: list[tuple[str, Callable[[Facts], Facts], Status, str, str]] = [
     ),
     (
         "compaction",
-        lambda f: with_config(f, USERS, max_compaction_lag_ms=str(doctor.NEVER)),
+        lambda f: with_config(f, USERS, max_compaction_lag_ms=str(doctor_topics.NEVER)),
         P,
         "not set",
         "max.compaction.lag.ms=86400000",
     ),
     ("compaction", lambda f: with_config(f, USERS, max_compaction_lag_ms="864000000"), W, "10 d instead of", "max.compaction.lag.ms="),
     ("compaction", lambda f: with_config(f, USERS, min_cleanable_dirty_ratio="0.9"), W, "0.9", "min.cleanable.dirty.ratio=0.3"),
-    ("segments", lambda f: with_config(f, FRAMES, segment_ms=str(doctor.NEVER)), W, "rolled after", "segment.ms=604800000"),
+    ("segments", lambda f: with_config(f, FRAMES, segment_ms=str(doctor_topics.NEVER)), W, "rolled after", "segment.ms=604800000"),
     ("segments", lambda f: with_config(f, FRAMES, segment_bytes="1048576"), P, "refuses batches up to 8388608", "segment.bytes="),
     ("message sizes", lambda f: with_config(f, FRAMES, max_message_bytes="1048588"), P, "needed 8388608", "max.message.bytes=8388608"),
     ("message sizes", lambda f: with_config(f, USERS, max_message_bytes="500000"), P, USERS, "max.message.bytes=1048576"),
@@ -330,5 +330,5 @@ def test_the_reassignment_adds_replicas_and_moves_none() -> None:
 
 
 def test_the_values_it_repeats_are_those_in_use() -> None:
-    assert kafka._PRODUCER["batch.size"] == doctor.BATCH
+    assert kafka._PRODUCER["batch.size"] == doctor_topics.BATCH
     assert fold.FoldOptions.session_timeout == Options.session_timeout

@@ -17,7 +17,7 @@ from crossrep import kafka
 from crossrep.cli import cli
 from streams import doctor
 from streams.cluster_facts import gather
-from streams.doctor import Status
+from streams.doctor_findings import Status
 from tests.cluster import SPEC, Load, Workers, free_port, new_space, ready, settled, wait_for
 from tests.streams.test_doctor import judged
 
