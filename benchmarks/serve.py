@@ -184,7 +184,8 @@ def main(ids: int, keys: int, rate: float, seconds: int, updates: int, memory_mb
         (
             f"{kind}, {keys} keys",
             f"p50 {figures[f'{kind}_p50_ms']:.2f} ms, p99 {figures[f'{kind}_p99_ms']:.2f} ms, p99.9 {figures[f'{kind}_p999_ms']:.2f} ms",
-            f"at {rate:,.0f} requests/s; {figures[f'{kind}_cpu_us_a_key']:.2f} µs CPU a key",
+            f"at {rate:,.0f} requests/s, sent {figures[f'{kind}_sent_late_p99_ms']:.2f} ms late (p99); "
+            f"{figures[f'{kind}_cpu_us_a_key']:.2f} µs CPU a key",
         )
         for kind in (*KINDS, "redis")
     ]

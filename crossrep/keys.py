@@ -38,14 +38,19 @@ class Keys:
         """
         if hasattr(ids, "tolist"):  # a tensor's elements would write themselves as "tensor(17)"
             ids = ids.tolist()
-        encoded = [i if isinstance(i, bytes) else str(i).encode() for i in ids]
+        encoded: Any = ids
+        try:
+            data = "".join(encoded).encode("ascii")  # what is mostly asked for: a third of the time
+        except (TypeError, UnicodeEncodeError):
+            encoded = [i if isinstance(i, bytes) else str(i).encode() for i in ids]
+            data = b"".join(encoded)
         offsets = np.zeros(len(encoded) + 1, np.int32)
         lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
         if len(lengths) and (lengths.min() < 1 or lengths.max() > MAX_KEY_BYTES):
             wrong = int(np.flatnonzero((lengths < 1) | (lengths > MAX_KEY_BYTES))[0])
             raise ValueError(f"id {ids[wrong]!r} at {wrong} has {lengths[wrong]} bytes; 1 to {MAX_KEY_BYTES} are allowed")
         np.cumsum(lengths, out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+        return cls(np.frombuffer(data, np.uint8), offsets)
 
     @classmethod
     def cut(cls, data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Keys:
@@ -98,6 +103,7 @@ class KeyIndex:
         self._allocate(max(capacity, 8))
         if place is not None:
             used = np.flatnonzero(self._lengths)
+            self._bytes[(self._lengths == 0) & (self._bytes[:, 0] != 0)] = 0  # removed as the process was killed
             _hash_slots(self._hashes, self._lengths, self._bytes, used)
             _rehash(self._table, self._hashes, used)
             self.size = len(used)
@@ -142,6 +148,7 @@ class KeyIndex:
         _remove(self._table, self._hashes, self._free, self.capacity - self.size, slots)
         if self._place is not None:
             self._lengths[slots] = 0  # whoever opens it next sees no key there
+            self._bytes[slots] = 0  # the name of a key may be what is to be forgotten
         self.size -= len(slots)
 
     def grow(self, capacity: int) -> None:

@@ -106,6 +106,7 @@ class RecordTable:
                     self.means.take(self.records[dropped[found]])
                     self.means.take(self.records[slots[slots != MISSING]])
                     self.means.add(records)
+                self.records[dropped[found]] = np.zeros((), self.layout.dtype)  # first: a key without a length is not looked for again
                 self.index.remove(dropped[found])
                 wanted = self.index.size + int(np.count_nonzero(slots == MISSING))
                 self.make_room(wanted)

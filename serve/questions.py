@@ -70,21 +70,17 @@ def parameters(scope: Scope, allowed: set[str]) -> dict[str, str]:
 
 async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole request body. Raises Refused."""
-    too_large = Refused(413, f"the body is larger than {limit} bytes", "send fewer ids at once", (b"connection", b"close"))
-    length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    if int(length) > limit:
-        raise too_large
+    length = int(next((value for name, value in scope["headers"] if name == b"content-length"), b"0"))
     parts, size = [], 0
-    while True:
+    while max(length, size) <= limit:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refused(400, "the connection was closed", "send the whole body")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > limit:
-            raise too_large
-        if not message.get("more_body"):
+        if not message.get("more_body") and size <= limit:
             return b"".join(parts)
+    raise Refused(413, f"the body is larger than {limit} bytes", "send fewer ids at once", (b"connection", b"close"))
 
 
 def object_of(body: bytes, allowed: set[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 from crossrep.answers import Representations, answer
 from crossrep.errors import CrossrepError
-from crossrep.follow import Follower
+from crossrep.follow import CLOSE_TIMEOUT, Follower
 from crossrep.keys import MISSING, Keys
 from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from serve.recent import Held, Recent
+from serve.shredding import Shredder
 from state.store import TOMBSTONES_KEPT, Memory, Meta, Room, Store, open_store
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Replica:
         self._space, self._place = space, place
         self._topic = space.representations_topic(entity)
         self._store: Store | None = None
+        self._shredder: Shredder | None = None
         self._broken: Exception | None = None
         self._run: dict[bytes, bytes] = {}  # applied, not yet written; empty: deleted
         self._noted = 0.0
@@ -138,8 +141,9 @@ class Replica:
         self._follower.check()
 
     def close(self) -> None:
-        """Stop following and close the disk; takes some seconds at most."""
-        if self._follower.close() and self._store is not None:
+        """Stop following and close the disk; takes some seconds at most. If more is needed the disk stays open, as after a kill."""
+        quiet = self._follower.close() and (self._shredder is None or self._shredder.close(CLOSE_TIMEOUT))
+        if quiet and self._store is not None:
             self._store.close()
 
     def _begin(self, topic_id: str, bounds: dict[int, tuple[int, int]]) -> dict[int, int]:
@@ -148,7 +152,7 @@ class Replica:
         folder = self._place.folder / self.entity
         store = open_store(folder, expected, changelog, self._place.memory, TOMBSTONES_KEPT, [self.entity])
         self.stream_time = store.meta.stream_time
-        self._store = store
+        self._store, self._shredder = store, Shredder(store, self.entity)
         self._warm(store)
         return {number: store.meta.changelog[str(number)] for number in bounds}
 
@@ -168,8 +172,10 @@ class Replica:
         self._run.update(zip(names, (value or b"" for value in values)))
 
     def _reached(self, positions: dict[int, int], complete: float) -> None:
-        store = self._store
-        assert store is not None, "begun"
+        store, shredder = self._store, self._shredder
+        assert store is not None and shredder is not None, "begun"
+        if math.isfinite(complete):  # not before all is read
+            shredder.look()
         changelog = {str(number): position for number, position in positions.items()}
         if changelog == store.meta.changelog and time.monotonic() < self._noted + NOTED_EVERY:
             return
@@ -180,7 +186,8 @@ class Replica:
         if len(records):
             self.stream_time = max(self.stream_time, float(records["event_time"].max()))
         current = max(store.meta.current, time.time() - (time.monotonic() - complete))
-        meta = replace(store.meta, changelog=changelog, stream_time=self.stream_time, current=current)
+        deletions = shredder.pending or not all(values)
+        meta = replace(store.meta, changelog=changelog, stream_time=self.stream_time, current=current, deletions=deletions)
         done = 0
         for first in range(0, max(len(names), 1), CHUNK):
             some = slice(first, first + CHUNK)
@@ -188,6 +195,7 @@ class Replica:
             store.write({self.entity: (names[some], values[some])}, meta if first + CHUNK >= len(names) else None)
             kept = [name for name, value in zip(names[some], values[some]) if value]
             deleted = [name for name, value in zip(names[some], values[some]) if not value]
+            shredder.deleted(deleted)
             self.recent.renew(Keys.of(kept), records[done : done + len(kept)], Keys.of(deleted))
             done += len(kept)
         self._run.clear()

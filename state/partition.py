@@ -328,8 +328,8 @@ class Partition:
         self._committed = self._committed.advanced(ends, dict.fromkeys(records, pending.progress.offset), time.time())
         self._write(self._store, pending)
         faults.point("store.written")
-        for order in pending.forgotten:
-            self._store.shred(order.entity, [order.key])
+        for entity in {order.entity for order in pending.forgotten}:
+            self._store.shred(entity, [order.key for order in pending.forgotten if order.entity == entity])
         for entity, sweep in self._sweeps.items():
             if entity in pending.copies:
                 writes = pending.copies[entity].writes

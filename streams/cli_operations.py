@@ -106,6 +106,7 @@ def doctor(space: str, strict: bool, production: bool, reassignment: Path | None
 
     from streams import cluster_facts
     from streams import doctor as examination
+    from streams.doctor_findings import Status
 
     address = kafka.bootstrap_servers(bootstrap)
     facts = cluster_facts.gather(resolve(space, address), address, production)
@@ -117,7 +118,7 @@ def doctor(space: str, strict: bool, production: bool, reassignment: Path | None
             click.echo(f"  {fix}")  # as it is, to be copied: neither wrapped nor coloured
     if reassignment is not None:
         reassignment.write_text(json.dumps(examination.reassignment(facts)))
-    status = examination.Status
+    status = Status
     count = {kind: sum(finding.status is kind for finding in findings) for kind in status}
     click.echo("\n" + "  ".join(f"{kind}: {count[kind]}" for kind in status))
     if count[status.PROBLEM] or (strict and count[status.WARNING]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def test_it_does_what_it_says(document: str, bootstrap: str, tmp_path: Path, mon
     monkeypatch.setattr(crossrep, "LocalView", lambda *args, **options: views.append(_View(*args, **options)) or views[-1])
     try:
         for block in shown:
+            other = re.match(r"import (pandas|polars)\n", block)  # nothing here needs them: tried where they are installed
+            if other and importlib.util.find_spec(other[1]) is None:
+                continue
             exec(compile(block.replace("kuairand-v1", space.name), document, "exec"), names)
     finally:
         for view in views:

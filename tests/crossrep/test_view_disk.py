@@ -73,6 +73,28 @@ def test_a_restart_goes_on_where_it_was(bootstrap: str, space: Space, tmp_path: 
         assert list(held(view)) == [b"k1"]
 
 
+def test_deleted_keys_leave_the_files(bootstrap: str, space: Space, tmp_path: Path) -> None:
+    log = Changelog(space, bootstrap)
+    log.put("user", ["secret-id", "other-id"], 1)
+
+    def in_files(what: bytes) -> bool:
+        return any(what in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+    with opened(bootstrap, space, tmp_path) as view:
+        secret, other = held(view)[b"secret-id"], held(view)[b"other-id"]
+        assert in_files(secret) and in_files(b"secret-id")
+        log.delete("user", ["secret-id"])
+        wait_for(lambda: len(view) == 1, "it is deleted")
+        assert not in_files(secret) and not in_files(b"secret-id") and in_files(other) and in_files(b"other-id")
+    keys = next(tmp_path.rglob("keys"))
+    at = keys.read_bytes().index(b"other-id")
+    with keys.open("r+b") as file:  # a process that was killed within a removal leaves a name without a length
+        file.seek((at // 64 + 1) * 64)
+        file.write(b"left-over")
+    with opened(bootstrap, space, tmp_path) as view:
+        assert not in_files(b"left-over") and list(held(view)) == [b"other-id"]
+
+
 def test_a_folder_has_one_view_at_a_time(bootstrap: str, space: Space, tmp_path: Path) -> None:
     Changelog(space, bootstrap).put("user", IDS, 1)
     with opened(bootstrap, space, tmp_path) as view:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from crossrep import frames
+from crossrep.aggregates import combine
 from crossrep.keys import Keys
 from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Space
@@ -74,3 +76,19 @@ def raw_rows(
         vectors = sources[column.source] if column.dim else np.empty((n, 0), np.float32)
         columns[name] = ColumnRows(vectors, weights, times, click if column.events else np.ones(n, np.bool_))
     return Rows(entity, Keys.of(ids), times, np.ones(n, np.int64), columns)
+
+
+SPACES = {name: space(name) for name in ("float16", "float32")}
+SPACE = SPACES["float32"]
+
+
+def rows_of(ids: list[bytes], seed: int, entity: str = "user", combined: bool = False) -> Rows:
+    rows = raw_rows(SPACE, entity, ids, np.random.default_rng(seed))
+    return combine(SPACE, rows) if combined else rows
+
+
+def one_frame(seed: int = 1, n: int = 6, combined: bool = False, dtype: str = "float32") -> bytes:
+    """A frame of n rows of one partition."""
+    ids = [key for key in (b"k%d" % i for i in range(100)) if Keys.of([key]).partitions(4)[0] == 2][:n]
+    ((_, value),) = frames.encode(SPACES[dtype], rows_of(ids, seed, combined=combined))
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from crossrep.spec import Space
 from serve.nearest import nearest
 from serve.recent import Recent
 from serve.replica import Replica
+from serve.shredding import Shredder
+from state.store import Memory, Meta, open_store
 from streams import topics
 from tests.cluster import new_space, wait_for
 
@@ -87,6 +90,43 @@ def test_a_restart_goes_on_where_it_was(bootstrap: str, space: Space, tmp_path: 
         assert_same(mine.get(ids), view.get(ids))
     with replica(space, bootstrap, tmp_path / "other") as anew:  # and so does one with an empty disk
         assert anew.applied >= 2000 and anew.get(ids).found.sum() == 1997
+
+
+def in_files(folder: Path, secret: bytes) -> bool:
+    return any(secret in file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+def test_deleted_keys_leave_the_files(bootstrap: str, space: Space, tmp_path: Path) -> None:
+    records, disk = Records(space, bootstrap), tmp_path / "disk"
+    records.put(["a", "b", "c"])
+    with replica(space, bootstrap, disk) as mine:
+        a, b, c = (mine.get([name])["cr"].vectors.tobytes() for name in "abc")
+    with replica(space, bootstrap, disk) as mine:  # they are in a file of RocksDB's by now, not in its log alone
+        assert in_files(disk, a) and in_files(disk, b) and in_files(disk, c)
+        records.delete(["a"])
+        wait_for(lambda: not in_files(disk, a), "a is gone from the files", 10)
+        records.delete(["b"])
+        wait_for(lambda: not in_files(disk, b), "b is, a little later", 10)
+        assert mine.get(["c"]).found[0] and in_files(disk, c)
+
+
+def test_deletions_that_a_killed_process_left_in_the_files(tmp_path: Path) -> None:
+    secret, other = os.urandom(200), os.urandom(200)
+    meta = Meta("hash", {"users": "id"}, {"0": 3}, deletions=True)
+    store = open_store(tmp_path / "s", meta, {"0": (0, 3)}, Memory.of(16 << 20), 1e6, ["user"])
+    store.write({"user": ([b"17", b"18"], [secret, other])}, meta)
+    store.close()  # what is written later is in another file
+    store = open_store(tmp_path / "s", meta, {"0": (0, 3)}, Memory.of(16 << 20), 1e6, ["user"])
+    store.write({"user": ([b"17"], [b""])})
+    store.close()
+    store = open_store(tmp_path / "s", meta, {"0": (0, 3)}, Memory.of(16 << 20), 1e6, ["user"])
+    assert in_files(tmp_path / "s", secret)
+    shredder = Shredder(store, "user")
+    assert shredder.pending
+    shredder.look()
+    assert shredder.close(10) and not shredder.pending
+    assert not in_files(tmp_path / "s", secret) and in_files(tmp_path / "s", other)
+    store.close()
 
 
 def test_the_disk_of_another_topic_is_rebuilt(bootstrap: str, space: Space, tmp_path: Path) -> None:

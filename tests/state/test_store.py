@@ -213,7 +213,12 @@ def test_shredded_keys_leave_the_files(tmp_path: Path) -> None:
     assert any(secret in path.read_bytes() for path in (tmp_path / "s").glob("*")), "RocksDB keeps it by itself"
     store.shred("user", [b"17"])
     assert not any(secret in path.read_bytes() for path in (tmp_path / "s").glob("*"))
-    assert store.get("user", [b"17", b"18"]) == [None, other]
+    store.write({"user": ([b"18"], [b""]), "item": ([b"18"], [secret])})
+    store.shred("user", [])
+    assert any(other in path.read_bytes() for path in (tmp_path / "s").glob("*")), "nothing was to be shredded"
+    store.shred("user")  # all there are
+    assert not any(other in path.read_bytes() for path in (tmp_path / "s").glob("*"))
+    assert store.get("user", [b"17", b"18"]) == [None, None] and store.get("item", [b"18"]) == [secret]
     store.close()
 
 
