@@ -134,7 +134,7 @@ def test_files_of_samples(tmp_path: Path) -> None:
         ("event", ["like"] * 9, "event 'like' is not in the space's"),
         ("event_time", pa.array([1] * 9), "event_time is int64; it must be a timestamp"),
         ("event_time", [-1.0] * 9, "event_time of row 0 is -1.0: before 1970"),
-        ("user_id", ["u" * 65] * 9, "an id has over 64 bytes"),
+        ("user_id", ["u" * 65] * 9, "an id is empty, or has over 64 bytes"),
         ("cr", [[1.0] * 7] * 9, "a source must hold 8 numbers"),
         ("cr", [[np.inf] * 8] * 9, "not finite"),
     ],
