@@ -76,13 +76,16 @@ def erase(store: Archive, stepped: Stepped = lambda: None) -> int:
     """
     space, orders, erased = store.declared(), store.orders(), 0
     for entity in space.entities:
-        for partition, forgotten in store.forgotten(entity).items():
-            for file in store.listed(entity):
-                if file.partition == partition and file.first < max(forgotten.values()):
-                    erased += _erase(store, space, file, forgotten)
-                stepped()
-    for order in orders:
-        store.drop_order(order)
+        # An order may be there before the frames in front of it, while an archiver runs: it waits for the next time.
+        reached = store.progress(entity)
+        due = [order for order in orders if order.entity == entity and order.offset < reached.get(order.partition, 0)]
+        for file in store.listed(entity):
+            mine = {bytes.fromhex(order.key): order.offset for order in due if order.partition == file.partition}
+            if mine and file.first < max(mine.values()):
+                erased += _erase(store, space, file, mine)
+            stepped()
+        for order in due:
+            store.drop_order(order)
     return erased
 
 

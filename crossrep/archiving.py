@@ -63,8 +63,9 @@ def archive(
     bounds = _bounds(space, bootstrap)
     total = sum(end - first for first, end in bounds.values())
     report = Report(dict.fromkeys(space.entities, 0))
-    reached = {entity: store.progress(entity) for entity in space.entities}
-    gaps = _gaps(store, reached, bounds)
+    last = store.cut()
+    reached = {entity: {**(last.ends if last else {}), **store.progress(entity)} for entity in space.entities}
+    gaps = _gaps(last, reached, bounds)
     if gaps and not accept_gap:
         places = ", ".join(f"[{number}] {first} to {end}" for number, (first, end) in gaps.items())
         raise DataError(
@@ -77,8 +78,9 @@ def archive(
             report.first[number] = first
         begin = max(first, min(starts.values()))
         progressed(begin - first, total)
-        _partition(space, bootstrap, store, number, starts, (begin, end), report, lambda offsets: progressed(offsets, total))
-    report.cut = cuts.cut(space, bootstrap, before, {number: end for number, (_, end) in bounds.items()}, new_id())
+        if begin < end:
+            _partition(space, bootstrap, store, number, starts, (begin, end), report, lambda offsets: progressed(offsets, total))
+    report.cut = cuts.cut(space, bootstrap, before, {number: end for number, (_, end) in bounds.items()}, new_id(), last)
     if report.cut is None:
         log.warning("space %s was rewound meanwhile: no cut this time", name)
     else:
@@ -111,13 +113,13 @@ def _bounds(space: Space, bootstrap: str) -> dict[int, tuple[int, int]]:
         client.close()
 
 
-def _gaps(store: Archive, reached: dict[str, dict[int, int]], bounds: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+def _gaps(last: Cut | None, reached: dict[str, dict[int, int]], bounds: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
     """By partition: first and next offset of what retention has deleted and nothing says that it was archived."""
-    cut = store.cut()  # behind the last frame lies its transaction's marker, which is in no file
     found = {}
     for number, (first, _) in bounds.items():
         ends = [progress[number] for progress in reached.values() if number in progress]
-        archived = max(min(ends), cut.ends.get(number, 0) if cut else 0) if len(ends) == len(reached) else first
+        # Behind a partition's last frame lies its transaction's marker, which is in no file.
+        archived = max(min(ends), last.ends.get(number, 0) if last else 0) if len(ends) == len(reached) else first
         if archived < first:
             found[number] = (archived, first)
     return found

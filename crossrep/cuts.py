@@ -54,8 +54,12 @@ def moment(space: Space, bootstrap: str) -> Moment:
     return Moment({group: offsets for group, offsets in committed.items() if offsets}, skipped)
 
 
-def cut(space: Space, bootstrap: str, before: Moment, ends: dict[int, int], id: str) -> Cut | None:
-    """The cut at `before`, once everything below the ends, asked for later, is archived. None: a rewind came in between."""
+def cut(space: Space, bootstrap: str, before: Moment, ends: dict[int, int], id: str, last: Cut | None) -> Cut | None:
+    """The cut at `before`, once everything below the ends, asked for later, is archived. None: a rewind came in between.
+
+    Args:
+        last: the newest cut there was: what was left out once stays so, also when the frames are gone from the topic and nobody else knows.
+    """
     after = moment(space, bootstrap)
     went_back = any(
         after.groups.get(group, {}).get(topic, {}).get(number, -1) < offset
@@ -65,7 +69,8 @@ def cut(space: Space, bootstrap: str, before: Moment, ends: dict[int, int], id: 
     )
     if went_back or after.skipped != before.skipped or spaces.find(space.name, bootstrap).rewinding:
         return None
-    return Cut(id=id, groups=before.groups, ends=ends, skipped=before.skipped)
+    skipped = {number: sorted({*spans, *(last.skipped.get(number, []) if last else [])}) for number, spans in before.skipped.items()}
+    return Cut(id=id, groups=before.groups, ends=ends, skipped=skipped)
 
 
 @dataclass
@@ -84,10 +89,14 @@ class InFront:
         Raises:
             DataError: a frame is of a group whose offsets the cut does not know, or a batch lies across the cut.
         """
-        said = np.array([*(self._header(header) for header in headers), True])  # -1 is the last one
-        wanted: NDArray[np.bool_] = said[sources] & (offsets < self.cut.ends.get(partition, 0))
+        wanted: NDArray[np.bool_] = offsets < self.cut.ends.get(partition, 0)
         for first, end in self.cut.skipped.get(partition, []):
             wanted &= (offsets < first) | (offsets >= end)
+        # Only what is left is asked: a rewind makes other batches of the same events, and those it left out may lie across.
+        said = np.ones(len(headers) + 1, np.bool_)  # -1 is the last one
+        for index in np.unique(sources[wanted]).tolist():
+            said[index] = index < 0 or self._header(headers[index])
+        wanted &= said[sources]
         return wanted
 
     def _header(self, header: str) -> bool:
