@@ -9,7 +9,7 @@ time that is the row's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ with extra("analytics"):
     import pyarrow.parquet as pq
 
 _TIME = pa.timestamp("us", "UTC")
+_APPEND = pa.timestamp("ms", "UTC")
 _SOURCE = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
@@ -89,7 +90,7 @@ def schema(entity: Entity, dtypes: Mapping[str, str]) -> Any:
             fields.append(pa.field(name, pa.list_(element, column.dim), nullable=first[name] != name))
         fields.append(pa.field(_weight(name, column), pa.float64()))
         hidden += [pa.field(f"_{name}_present", pa.bool_()), pa.field(f"_{name}_time", pa.float64())]
-    place = [("_partition", pa.int32()), ("_offset", pa.int64()), ("_append_time", pa.timestamp("ms", "UTC")), ("_source", _SOURCE)]
+    place = [("_partition", pa.int32()), ("_offset", pa.int64()), ("_append_time", _APPEND), ("_source", _SOURCE)]
     return pa.schema([*fields, *hidden, *(pa.field(*field) for field in place)])
 
 
@@ -111,15 +112,23 @@ def encoded(space: Space, entity: str, partition: int, frames: Iterable[Frame]) 
     layout = schema(spec, dtypes)
     out = pa.BufferOutputStream()
     with pq.ParquetWriter(out, layout, **settings(layout)) as writer:
-        run: list[Frame] = []
-        for frame in frames:
-            if sum(len(other.rows) for other in run) + len(frame.rows) > ROWS and run:
-                writer.write_batch(to_arrow(layout, spec, partition, run))
-                run = []
-            run.append(frame)
-        if run:
+        for run in _runs(frames):
             writer.write_batch(to_arrow(layout, spec, partition, run))
     return out.getvalue()
+
+
+def _runs(frames: list[Frame]) -> Iterator[list[Frame]]:
+    """Of up to ROWS rows, or one frame."""
+    run: list[Frame] = []
+    rows = 0
+    for frame in frames:
+        if run and rows + len(frame.rows) > ROWS:
+            yield run
+            run, rows = [], 0
+        run.append(frame)
+        rows += len(frame.rows)
+    if run:
+        yield run
 
 
 def settings(layout: Any) -> dict[str, Any]:
@@ -155,9 +164,6 @@ def to_arrow(layout: Any, entity: Entity, partition: int, frames: list[Frame]) -
             as_first = [first[name] != name and frame.vectors[name] is frame.vectors[first[name]] for frame in frames]
             arrays[name] = _lists(layout.field(name).type, [frame.vectors[name] for frame in frames], as_first)
     return pa.record_batch([arrays[name] for name in layout.names], layout)
-
-
-_APPEND = pa.timestamp("ms", "UTC")
 
 
 def _lists(kind: Any, parts: list[NDArray[np.floating]], null: list[bool]) -> Any:

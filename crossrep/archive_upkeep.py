@@ -9,7 +9,6 @@ from typing import Any
 
 from crossrep.archive import Archive, File
 from crossrep.archive_columns import settings
-from crossrep.archiving import FILE_ROWS
 from crossrep.extras import extra
 from crossrep.parquet import ROWS, id_column
 from crossrep.spec import Space
@@ -18,6 +17,8 @@ with extra("analytics"):
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
+MERGED_ROWS = 2_000_000  # of a file made of several
 
 Stepped = Callable[[], None]  # a file further
 
@@ -46,11 +47,11 @@ def compact(store: Archive, stepped: Stepped = lambda: None) -> int:
 
 
 def _runs(store: Archive, files: list[File]) -> Iterator[list[File]]:
-    """Files that touch, as many as a file may have rows."""
+    """Files that touch, of MERGED_ROWS together at most."""
     run, rows = files[:1], store.size(files[0])
     for file in files[1:]:
         size = store.size(file)
-        if file.first > run[-1].end or rows + size > FILE_ROWS:
+        if file.first > run[-1].end or rows + size > MERGED_ROWS:
             yield run
             run, rows = [], 0
         run, rows = [*run, file], rows + size
