@@ -212,6 +212,15 @@ class Opened:
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(error) from None
 
+    def times(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32], list[str]]:
+        """Of all rows: offset, event time, and the header as an index into a list, -1 without one. Raises DataError: it is damaged."""
+        table = self.table(["_offset", "_event_time", "_source"]).unify_dictionaries().combine_chunks()
+        if not len(table):
+            return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int32), []
+        (source,) = table["_source"].chunks
+        sources = source.indices.fill_null(-1).to_numpy()
+        return table["_offset"].to_numpy(), table["_event_time"].to_numpy(), sources, source.dictionary.to_pylist()
+
     def _damaged(self, error: Exception) -> DataError:
         return DataError(f"{self.path} cannot be read: {error}. It is damaged, or was removed by another run's --keep")
 

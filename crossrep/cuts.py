@@ -75,9 +75,9 @@ def cut(space: Space, bootstrap: str, before: Moment, ends: dict[int, int], id: 
 
 @dataclass
 class InFront:
-    """Which rows of an archive lie in front of a cut."""
+    """Which rows of an archive lie in front of a cut; without one, all do."""
 
-    cut: Cut
+    cut: Cut | None
     _known: dict[str, bool] = field(default_factory=dict)
 
     def rows(self, partition: int, offsets: NDArray[np.int64], sources: NDArray[np.int32], headers: list[str]) -> NDArray[np.bool_]:
@@ -89,29 +89,32 @@ class InFront:
         Raises:
             DataError: a frame is of a group whose offsets the cut does not know, or a batch lies across the cut.
         """
+        if self.cut is None:
+            return np.ones(len(offsets), np.bool_)
         wanted: NDArray[np.bool_] = offsets < self.cut.ends.get(partition, 0)
         for first, end in self.cut.skipped.get(partition, []):
             wanted &= (offsets < first) | (offsets >= end)
         # Only what is left is asked: a rewind makes other batches of the same events, and those it left out may lie across.
         said = np.ones(len(headers) + 1, np.bool_)  # -1 is the last one
         for index in np.unique(sources[wanted]).tolist():
-            said[index] = index < 0 or self._header(headers[index])
+            said[index] = index < 0 or self._header(self.cut, headers[index])
         wanted &= said[sources]
         return wanted
 
-    def _header(self, header: str) -> bool:
+    def _header(self, cut: Cut, header: str) -> bool:
         if header not in self._known:
-            self._known[header] = self._batch(lineage.parse(header))
+            self._known[header] = _in_front(cut, lineage.parse(header))
         return self._known[header]
 
-    def _batch(self, source: lineage.Source) -> bool:
-        offsets = self.cut.groups.get(source.group)
-        if offsets is None:
-            raise DataError(
-                f"frames of group {source.group!r} are archived, but cut {self.cut.id} does not know how far it was: its offsets have "
-                "expired. Start its workers once, archive again, and take the new cut"
-            )
-        in_front = {end <= offsets.get(topic, {}).get(number, 0) for (topic, number), end in source.ends.items()}
-        if len(in_front) != 1:
-            raise DataError(f"a batch lies across cut {self.cut.id}: {source.ends}, offsets {offsets}. Archive again, and take the new cut")
-        return in_front.pop()
+
+def _in_front(cut: Cut, source: lineage.Source) -> bool:
+    offsets = cut.groups.get(source.group)
+    if offsets is None:
+        raise DataError(
+            f"frames of group {source.group!r} are archived, but cut {cut.id} does not know how far it was: its offsets have expired. "
+            "Start its workers once, archive again, and take the new cut"
+        )
+    in_front = {end <= offsets.get(topic, {}).get(number, 0) for (topic, number), end in source.ends.items()}
+    if len(in_front) != 1:
+        raise DataError(f"a batch lies across cut {cut.id}: {source.ends}, offsets {offsets}. Archive again, and take the new cut")
+    return in_front.pop()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrep import algebra, places
+from crossrep.algebra import NEVER
 from crossrep.errors import DataError
 from crossrep.extras import extra
 from crossrep.keys import Keys
@@ -69,7 +70,7 @@ def opened(fs: Any, path: str) -> Any:
     return pa.memory_map(path) if places.is_local(fs) else fs.open(path, "rb")
 
 
-def _row_group(fs: Any, path: str, group: int, space: Space, fields: list[str]) -> Iterator[Rows]:
+def _row_group(fs: Any, path: str, group: int, space: Space, fields: list[str]) -> Iterator[tuple[Rows, float]]:
     place = f"row group {group} of {path}"
     try:
         with opened(fs, path) as file:
@@ -89,10 +90,10 @@ def _row_group(fs: Any, path: str, group: int, space: Space, fields: list[str]) 
             named = np.flatnonzero(pc.fill_null(pc.not_equal(ids, ""), False).to_numpy(zero_copy_only=False))
             keys = keys_column(ids if len(named) == len(ids) else ids.take(pa.array(named)))
             if len(named) == len(ids):
-                yield rows_of_kinds(space, entity, keys, kinds, codes, times, sources)
+                yield rows_of_kinds(space, entity, keys, kinds, codes, times, sources), NEVER
             elif len(named):  # an event without an id does not count for the entity
                 chosen = {source: vectors[named] for source, vectors in sources.items()}
-                yield rows_of_kinds(space, entity, keys, kinds, codes[named], times[named], chosen)
+                yield rows_of_kinds(space, entity, keys, kinds, codes[named], times[named], chosen), NEVER
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise DataError(f"{place} cannot be replayed: {error}") from None
 
