@@ -40,9 +40,8 @@ def of_archive(store: Archive, space: Space, cut: Cut | None, accept_gap: bool =
             )
         files, forgotten = store.files(entity), store.forgotten(entity)
         for number in sorted({file.partition for file in files}):
-            read = partial(
-                _runs, store, archived, [file for file in files if file.partition == number], forgotten.get(number, {}), in_front
-            )
+            mine = [file for file in files if file.partition == number]
+            read = partial(_runs, store, archived, mine, forgotten.get(number, {}), in_front)
             expire_after = space.entities[entity].expire_after
             if expire_after is None:
                 tasks.append(partial(_as_they_come, read, how))

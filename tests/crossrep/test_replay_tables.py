@@ -94,9 +94,7 @@ def test_keys_expire_as_in_the_stream(tmp_path: Path) -> None:
     frames = put(store, space, given)
     tables = {entity: replay.Table(space, entity) for entity in space.entities}
     newest = [-np.inf, -np.inf]
-    for frame in sorted(
-        frames, key=lambda frame: frame.offset
-    ):  # one of a user's and of an item's share an offset here: both lie before the next
+    for frame in sorted(frames, key=lambda frame: frame.offset):
         partition = int(frame.rows.keys.partitions(2)[0])
         expired_before = newest[partition] - 3600 if frame.rows.entity == "user" else -np.inf
         tables[frame.rows.entity].fold(frame.rows, expired_before)
