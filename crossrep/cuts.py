@@ -111,8 +111,8 @@ def _in_front(cut: Cut, source: lineage.Source) -> bool:
     offsets = cut.groups.get(source.group)
     if offsets is None:
         raise DataError(
-            f"frames of group {source.group!r} are archived, but cut {cut.id} does not know how far it was: its offsets have expired. "
-            "Start its workers once, archive again, and take the new cut"
+            f"frames of group {source.group!r} are archived, but cut {cut.id} does not know how far it was: it had just begun, or its "
+            "offsets have expired. Archive again when its workers have run, and take the new cut"
         )
     in_front = {end <= offsets.get(topic, {}).get(number, 0) for (topic, number), end in source.ends.items()}
     if len(in_front) != 1:
