@@ -55,7 +55,7 @@ def of_files(url: str, space: Space) -> Source:
 
 def paths_of(url: str) -> tuple[Any, list[str]]:
     """The Parquet files of a file, folder or pattern. Raises DataError: there are none."""
-    fs, root = places.connect(url, "samples")
+    fs, root = places.connect(url)
     try:
         paths = sorted(fs.glob(root)) if "*" in root else fs.find(root)
     except OSError as error:

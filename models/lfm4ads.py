@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -35,7 +34,7 @@ from torch.nn import functional
 
 from crossrep.errors import ModelError
 from models.features import BRANCHES, EVENT_FIELDS, Features
-from models.upstream import read_manifest
+from models.upstream import read_manifest, write
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +203,7 @@ def build(fields: Features, architecture: Mapping[str, int]) -> TripleTower:
 def save(
     folder: Path, name: str, fields: Features, network: TripleTower, architecture: Mapping[str, int], about: Mapping[str, Any]
 ) -> None:
-    """Write weights, vocabulary and, last, the manifest with their digests: a half-replaced folder does not load as something else."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights, vocabulary and, last, the manifest with their digests."""
     weights = {key: value.detach().float().contiguous() for key, value in network.state_dict().items()}
     files = {"weights.safetensors": dump_weights(weights), "vocabulary.json": json.dumps(fields.to_json()).encode()}
     manifest = {
@@ -218,10 +216,7 @@ def save(
         "sha256": {file: sha256(content).hexdigest() for file, content in files.items()},
     }
     files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
-    for file, content in files.items():
-        temporary = folder / f".{file}.{os.getpid()}"
-        temporary.write_bytes(content)
-        temporary.replace(folder / file)
+    write(folder, files)
 
 
 def load(folder: Path, *, dtype: Dtype = "float32") -> LFM4Ads:

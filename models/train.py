@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from crossrep.errors import DataError
-from models.datasets.base import Dataset, Impressions
+from models.datasets.base import Dataset, Impressions, joined, select
 from models.features import Features, fit
 from models.lfm4ads import ARCHITECTURE, LFM4Ads, TripleTower, build, fused, save
 
@@ -70,14 +72,16 @@ def train(
         torch.manual_seed(seed)
         network = build(fields, sizes)
         loss = partial(tower_loss, network, field_l2(fields), ad_weight)
-        optimise(network, loss, samples.batches(epochs, MISSING), bar.add_task("triple tower", total=samples.steps(epochs)), bar)
+        optimise(adam(network), loss, samples.batches(epochs, MISSING), bar.add_task("triple tower", total=samples.steps(epochs)), bar)
         seconds = time.perf_counter() - began
         model = LFM4Ads(name or f"{dataset.name}-lfm4ads", fields, network)
         metrics: dict[str, Any] = evaluate(model.predict, fields, dataset)
         if baseline:
             linear = Logistic(fields.rows)
             passes = LOGISTIC_EPOCHS * epochs
-            optimise(linear, linear.loss, samples.batches(passes), bar.add_task("logistic regression", total=samples.steps(passes)), bar)
+            optimise(
+                adam(linear), linear.loss, samples.batches(passes), bar.add_task("logistic regression", total=samples.steps(passes)), bar
+            )
             scores = evaluate(linear.predict, fields, dataset)
             metrics |= {"logistic_auc": scores["auc"], "logistic_logloss": scores["logloss"]}
     metrics |= {"train_impressions": len(impressions), "train_seconds": round(seconds, 1)}
@@ -89,7 +93,7 @@ def train(
         "tested_from": iso(dataset.test_from),
         "seed": seed,
         "epochs": epochs,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": versions(),
     }
     save(Path(out), model.name, fields, network, sizes, about)
     return metrics
@@ -139,13 +143,18 @@ class Samples:
         return epochs * math.ceil(len(self.impressions) / BATCH)
 
 
-def optimise(module: nn.Module, loss: Loss, batches: Iterator[tuple[Tensor, Tensor, Tensor]], task: TaskID, bar: Progress) -> None:
-    """One pass over `batches`, a step of Adam each."""
-    adam = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
+def adam(module: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
+
+
+def optimise(
+    optimiser: torch.optim.Adam, loss: Loss, batches: Iterator[tuple[Tensor, Tensor, Tensor]], task: TaskID, bar: Progress
+) -> None:
+    """One pass over `batches`, a step each."""
     for batch in batches:
-        adam.zero_grad()
+        optimiser.zero_grad()
         loss(*batch).backward()  # type: ignore[no-untyped-call]
-        adam.step()
+        optimiser.step()
         bar.advance(task)
 
 
@@ -193,16 +202,11 @@ def training_impressions(dataset: Dataset) -> Impressions:
     runs = [select(run, run.event_time < dataset.train_until) for run in dataset.impressions()]
     if not sum(map(len, runs)):
         raise DataError(f"{dataset.name} has no impressions before {iso(dataset.train_until)} to train on")
-    whole = Impressions(**{name: np.concatenate([getattr(run, name) for run in runs]) for name in vars(runs[0])})
+    whole = joined(runs)
     order = np.lexsort((whole.event_time, whole.item, whole.user))
     key = np.stack((whole.user, whole.item, whole.event_time))[:, order]
     first = np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))
     return select(whole, np.sort(order[first]))
-
-
-def select(impressions: Impressions, chosen: NDArray[Any]) -> Impressions:
-    """The impressions chosen by a mask or by positions."""
-    return Impressions(**{name: column[chosen] for name, column in vars(impressions).items()})
 
 
 def auc(score: NDArray[np.floating[Any]], clicked: NDArray[np.bool_]) -> float:
@@ -222,6 +226,17 @@ def log_loss(probability: NDArray[np.floating[Any]], clicked: NDArray[np.bool_])
         return math.nan
     p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     return float(-np.log(np.where(clicked, p, 1 - p)).mean())
+
+
+def versions() -> dict[str, str | None]:
+    """Of the code that trains. "commit" is git's, with a + where the checkout has changes; None outside of one."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    code = {"crossrep": version("crossrep"), "commit": commit}
+    return {**code, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 def finite(value: float) -> float | None:

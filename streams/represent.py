@@ -16,6 +16,7 @@ from crossrep.errors import DataError
 from crossrep.replay_files import keys_column, opened, paths_of, seconds
 from crossrep.spec import Space
 from crossrep.writer import rounded
+from models.registry import Identity
 from models.upstream import UpstreamModel
 from streams.features import FeatureView
 from streams.infer import check_model
@@ -26,7 +27,13 @@ Progressed = Callable[[int, int], None]  # events further, of so many
 
 
 def represent(
-    url: str, space: Space, model: UpstreamModel, bootstrap: str, out: Path, progressed: Progressed = lambda events, total: None
+    url: str,
+    space: Space,
+    model: UpstreamModel,
+    identity: Identity,
+    bootstrap: str,
+    out: Path,
+    progressed: Progressed = lambda events, total: None,
 ) -> int:
     """Write each file of events again, with a column for every source of the space. Features are those that are published now.
 
@@ -41,7 +48,7 @@ def represent(
         ModelError: the model does not give what the space aggregates.
         DataError: a file is no Parquet, lacks a column or holds what is no event; says which.
     """
-    check_model(space, model)
+    check_model(space, model, identity)
     fs, paths = paths_of(url)
     out.mkdir(parents=True, exist_ok=True)
     users = FeatureView("user", space.inputs.user_features, model, bootstrap)
