@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from crossrep import archive_columns, kafka, places
@@ -61,6 +62,10 @@ class Order(BaseModel):
     partition: int
     offset: int
     append_time: float  # seconds since 1970
+
+
+# Partition, and by row the offset and the index of the header in a list, or -1 → bool [n]: see crossrep/cuts.py.
+Wanted = Callable[[int, NDArray[np.int64], NDArray[np.int32], list[str]], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,13 @@ class Archive:
                 found = opened.read(space, group).without(file.start, forgotten)
                 if len(found.rows):
                     yield found
+
+    def times(self, file: File, wanted: Wanted) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Of the rows of a file that are wanted, also of keys to be forgotten: offset and event time."""
+        with self.opened(file) as opened:
+            offsets, times, sources, headers = opened.times()
+        chosen = (offsets >= file.start) & wanted(file.partition, offsets, sources, headers)
+        return offsets[chosen], times[chosen]
 
     def size(self, file: File) -> int:
         """Rows in a file, those that a reader is not to have included."""

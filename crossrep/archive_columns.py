@@ -9,7 +9,7 @@ time that is the row's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ with extra("analytics"):
     import pyarrow.parquet as pq
 
 _TIME = pa.timestamp("us", "UTC")
+_APPEND = pa.timestamp("ms", "UTC")
 _SOURCE = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
@@ -89,7 +90,7 @@ def schema(entity: Entity, dtypes: Mapping[str, str]) -> Any:
             fields.append(pa.field(name, pa.list_(element, column.dim), nullable=first[name] != name))
         fields.append(pa.field(_weight(name, column), pa.float64()))
         hidden += [pa.field(f"_{name}_present", pa.bool_()), pa.field(f"_{name}_time", pa.float64())]
-    place = [("_partition", pa.int32()), ("_offset", pa.int64()), ("_append_time", pa.timestamp("ms", "UTC")), ("_source", _SOURCE)]
+    place = [("_partition", pa.int32()), ("_offset", pa.int64()), ("_append_time", _APPEND), ("_source", _SOURCE)]
     return pa.schema([*fields, *hidden, *(pa.field(*field) for field in place)])
 
 
@@ -111,15 +112,23 @@ def encoded(space: Space, entity: str, partition: int, frames: Iterable[Frame]) 
     layout = schema(spec, dtypes)
     out = pa.BufferOutputStream()
     with pq.ParquetWriter(out, layout, **settings(layout)) as writer:
-        run: list[Frame] = []
-        for frame in frames:
-            if sum(len(other.rows) for other in run) + len(frame.rows) > ROWS and run:
-                writer.write_batch(to_arrow(layout, spec, partition, run))
-                run = []
-            run.append(frame)
-        if run:
+        for run in _runs(frames):
             writer.write_batch(to_arrow(layout, spec, partition, run))
     return out.getvalue()
+
+
+def _runs(frames: list[Frame]) -> Iterator[list[Frame]]:
+    """Of up to ROWS rows, or one frame."""
+    run: list[Frame] = []
+    rows = 0
+    for frame in frames:
+        if run and rows + len(frame.rows) > ROWS:
+            yield run
+            run, rows = [], 0
+        run.append(frame)
+        rows += len(frame.rows)
+    if run:
+        yield run
 
 
 def settings(layout: Any) -> dict[str, Any]:
@@ -155,9 +164,6 @@ def to_arrow(layout: Any, entity: Entity, partition: int, frames: list[Frame]) -
             as_first = [first[name] != name and frame.vectors[name] is frame.vectors[first[name]] for frame in frames]
             arrays[name] = _lists(layout.field(name).type, [frame.vectors[name] for frame in frames], as_first)
     return pa.record_batch([arrays[name] for name in layout.names], layout)
-
-
-_APPEND = pa.timestamp("ms", "UTC")
 
 
 def _lists(kind: Any, parts: list[NDArray[np.floating]], null: list[bool]) -> Any:
@@ -205,6 +211,15 @@ class Opened:
             return self._parquet.read(columns)
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(error) from None
+
+    def times(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32], list[str]]:
+        """Of all rows: offset, event time, and the header as an index into a list, -1 without one. Raises DataError: it is damaged."""
+        table = self.table(["_offset", "_event_time", "_source"]).unify_dictionaries().combine_chunks()
+        if not len(table):
+            return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int32), []
+        (source,) = table["_source"].chunks
+        sources = source.indices.fill_null(-1).to_numpy()
+        return table["_offset"].to_numpy(), table["_event_time"].to_numpy(), sources, source.dictionary.to_pylist()
 
     def _damaged(self, error: Exception) -> DataError:
         return DataError(f"{self.path} cannot be read: {error}. It is damaged, or was removed by another run's --keep")

@@ -9,7 +9,6 @@ from typing import Any
 
 from crossrep.archive import Archive, File
 from crossrep.archive_columns import settings
-from crossrep.archiving import FILE_ROWS
 from crossrep.extras import extra
 from crossrep.parquet import ROWS, id_column
 from crossrep.spec import Space
@@ -18,6 +17,8 @@ with extra("analytics"):
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
+MERGED_ROWS = 2_000_000  # of a file made of several
 
 Stepped = Callable[[], None]  # a file further
 
@@ -40,26 +41,28 @@ def compact(store: Archive, stepped: Stepped = lambda: None) -> int:
         over = [file for file in taken if file.hour < this_hour]
         for _, several in groupby(over, lambda file: (file.partition, file.hour)):
             for run in _runs(store, list(several)):
-                fewer += _merge(store, space, run)
-                stepped()
+                if len(run) > 1:
+                    fewer += _merge(store, run)
+                    stepped()
     return fewer
 
 
 def _runs(store: Archive, files: list[File]) -> Iterator[list[File]]:
-    """Files that touch, as many as a file may have rows."""
-    run, rows = files[:1], store.size(files[0])
-    for file in files[1:]:
+    """Files that touch, of MERGED_ROWS together at most."""
+    run: list[File] = []
+    rows = 0
+    for file in files if len(files) > 1 else []:
         size = store.size(file)
-        if file.first > run[-1].end or rows + size > FILE_ROWS:
+        if run and (file.first > run[-1].end or rows + size > MERGED_ROWS):
             yield run
             run, rows = [], 0
         run, rows = [*run, file], rows + size
     yield run
 
 
-def _merge(store: Archive, space: Space, files: list[File]) -> int:
+def _merge(store: Archive, files: list[File]) -> int:
     tables = [_table(store, file) for file in files]
-    if len(files) == 1 or any(table.schema != tables[0].schema for table in tables):  # float16 and float32: as they are
+    if any(table.schema != tables[0].schema for table in tables):  # float16 and float32: as they are
         return 0
     tables = [table.filter(pc.field("_offset") >= file.start) for table, file in zip(tables, files)]
     first, last = files[0], files[-1]
@@ -74,15 +77,18 @@ def erase(store: Archive, stepped: Stepped = lambda: None) -> int:
     Raises:
         DataError: there is no archive, or nothing can be written there.
     """
-    space, orders, erased = store.declared(), store.orders(), 0
+    space, orders, cut, erased = store.declared(), store.orders(), store.cut(), 0
     for entity in space.entities:
-        for partition, forgotten in store.forgotten(entity).items():
-            for file in store.listed(entity):
-                if file.partition == partition and file.first < max(forgotten.values()):
-                    erased += _erase(store, space, file, forgotten)
-                stepped()
-    for order in orders:
-        store.drop_order(order)
+        # An order may be there before the frames in front of it, while an archiver runs: it waits for the next time.
+        reached = {**store.progress(entity), **(cut.ends if cut else {})}
+        due = [order for order in orders if order.entity == entity and order.offset < reached.get(order.partition, 0)]
+        for file in store.listed(entity):
+            mine = {bytes.fromhex(order.key): order.offset for order in due if order.partition == file.partition}
+            if mine and file.first < max(mine.values()):
+                erased += _erase(store, space, file, mine)
+            stepped()
+        for order in due:
+            store.drop_order(order)
     return erased
 
 

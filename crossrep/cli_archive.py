@@ -171,16 +171,16 @@ def replay(
     3. With an archive: the new space's `crossrep infer` will begin at the first event that is not in it.
     An interrupted command is repeated; it goes on where it was.
 
-    The new space may have other half-lives, another number of partitions, and other weights, if the archived frames hold one event a row
+    The new space may have another number of partitions; and other half-lives and weights, if the archived frames hold one event a row
     (`crossrep infer --no-combine`). FILES is a folder, a file or a pattern of Parquet samples: a column of ids for every entity, `event`,
-    `event_time`, and a list column for every source.
+    `event_time`, and a list column for every source (`crossrep represent` makes them of events).
     """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     from crossrep import replaying
 
     address = kafka.bootstrap_servers(bootstrap)
     space = resolve(into, address) if only_snapshot else spaces.find(into, address).space
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     began = time.monotonic()
     with Progress(*columns, console=console, transient=True) as bar:

@@ -54,8 +54,12 @@ def moment(space: Space, bootstrap: str) -> Moment:
     return Moment({group: offsets for group, offsets in committed.items() if offsets}, skipped)
 
 
-def cut(space: Space, bootstrap: str, before: Moment, ends: dict[int, int], id: str) -> Cut | None:
-    """The cut at `before`, once everything below the ends, asked for later, is archived. None: a rewind came in between."""
+def cut(space: Space, bootstrap: str, before: Moment, ends: dict[int, int], id: str, last: Cut | None) -> Cut | None:
+    """The cut at `before`, once everything below the ends, asked for later, is archived. None: a rewind came in between.
+
+    Args:
+        last: the newest cut there was: what was left out once stays so, also when the frames are gone from the topic and nobody else knows.
+    """
     after = moment(space, bootstrap)
     went_back = any(
         after.groups.get(group, {}).get(topic, {}).get(number, -1) < offset
@@ -65,14 +69,15 @@ def cut(space: Space, bootstrap: str, before: Moment, ends: dict[int, int], id: 
     )
     if went_back or after.skipped != before.skipped or spaces.find(space.name, bootstrap).rewinding:
         return None
-    return Cut(id=id, groups=before.groups, ends=ends, skipped=before.skipped)
+    skipped = {number: sorted({*spans, *(last.skipped.get(number, []) if last else [])}) for number, spans in before.skipped.items()}
+    return Cut(id=id, groups=before.groups, ends=ends, skipped=skipped)
 
 
 @dataclass
 class InFront:
-    """Which rows of an archive lie in front of a cut."""
+    """Which rows of an archive lie in front of a cut; without one, all do."""
 
-    cut: Cut
+    cut: Cut | None
     _known: dict[str, bool] = field(default_factory=dict)
 
     def rows(self, partition: int, offsets: NDArray[np.int64], sources: NDArray[np.int32], headers: list[str]) -> NDArray[np.bool_]:
@@ -84,25 +89,32 @@ class InFront:
         Raises:
             DataError: a frame is of a group whose offsets the cut does not know, or a batch lies across the cut.
         """
-        said = np.array([*(self._header(header) for header in headers), True])  # -1 is the last one
-        wanted: NDArray[np.bool_] = said[sources] & (offsets < self.cut.ends.get(partition, 0))
+        if self.cut is None:
+            return np.ones(len(offsets), np.bool_)
+        wanted: NDArray[np.bool_] = offsets < self.cut.ends.get(partition, 0)
         for first, end in self.cut.skipped.get(partition, []):
             wanted &= (offsets < first) | (offsets >= end)
+        # Only what is left is asked: a rewind makes other batches of the same events, and those it left out may lie across.
+        said = np.ones(len(headers) + 1, np.bool_)  # -1 is the last one
+        for index in np.unique(sources[wanted]).tolist():
+            said[index] = index < 0 or self._header(self.cut, headers[index])
+        wanted &= said[sources]
         return wanted
 
-    def _header(self, header: str) -> bool:
+    def _header(self, cut: Cut, header: str) -> bool:
         if header not in self._known:
-            self._known[header] = self._batch(lineage.parse(header))
+            self._known[header] = _in_front(cut, lineage.parse(header))
         return self._known[header]
 
-    def _batch(self, source: lineage.Source) -> bool:
-        offsets = self.cut.groups.get(source.group)
-        if offsets is None:
-            raise DataError(
-                f"frames of group {source.group!r} are archived, but cut {self.cut.id} does not know how far it was: its offsets have "
-                "expired. Start its workers once, archive again, and take the new cut"
-            )
-        in_front = {end <= offsets.get(topic, {}).get(number, 0) for (topic, number), end in source.ends.items()}
-        if len(in_front) != 1:
-            raise DataError(f"a batch lies across cut {self.cut.id}: {source.ends}, offsets {offsets}. Archive again, and take the new cut")
-        return in_front.pop()
+
+def _in_front(cut: Cut, source: lineage.Source) -> bool:
+    offsets = cut.groups.get(source.group)
+    if offsets is None:
+        raise DataError(
+            f"frames of group {source.group!r} are archived, but cut {cut.id} does not know how far it was: it had just begun, or its "
+            "offsets have expired. Archive again when its workers have run, and take the new cut"
+        )
+    in_front = {end <= offsets.get(topic, {}).get(number, 0) for (topic, number), end in source.ends.items()}
+    if len(in_front) != 1:
+        raise DataError(f"a batch lies across cut {cut.id}: {source.ends}, offsets {offsets}. Archive again, and take the new cut")
+    return in_front.pop()

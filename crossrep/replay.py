@@ -24,7 +24,7 @@ from crossrep.rows import Rows
 from crossrep.snapshots import Manifest, Part, Replayed, Store
 from crossrep.spec import Space
 
-Task = Callable[[], Iterator[Rows]]
+Task = Callable[[], Iterator[tuple[Rows, float]]]  # rows; keys whose newest event is older than that begin anew, NEVER: none do
 Progressed = Callable[[int], None]  # rows further
 
 
@@ -47,7 +47,8 @@ class Table:
         self.index, self.state = KeyIndex(_SLOTS), Aggregates(self.layout, _SLOTS)
         self.folded = 0  # rows
 
-    def fold(self, rows: Rows) -> None:
+    def fold(self, rows: Rows, expired_before: float = NEVER) -> None:
+        """Args: expired_before: keys whose newest event is older (seconds since 1970) begin anew, as in a fold worker."""
         slots, missing = self.index.look_up(rows.keys)
         if missing:
             room = self.index.capacity
@@ -57,6 +58,8 @@ class Table:
                 self.index.grow(room)
                 self.state.grow(room)
             self.index.insert(rows.keys, slots)
+        if expired_before > NEVER:
+            self.state.clear(slots[self.state.event_time[slots] < expired_before])
         self.state.fold(slots, rows)
         self.folded += len(rows)
 
@@ -83,8 +86,8 @@ def fold(space: Space, tasks: Sequence[Task], threads: int, progressed: Progress
         tables = {entity: Table(space, entity) for entity in space.entities}
         try:
             while True:
-                for rows in queue.get_nowait()():
-                    tables[rows.entity].fold(rows)
+                for rows, expired_before in queue.get_nowait()():
+                    tables[rows.entity].fold(rows, expired_before)
                     progressed(len(rows))
         except Empty:
             return tables

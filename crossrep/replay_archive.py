@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrep.algebra import NEVER
 from crossrep.archive import Archive, File
+from crossrep.archive_columns import Archived
 from crossrep.cuts import Cut, InFront
 from crossrep.errors import DataError, SpaceError
 from crossrep.replay import Source, Task
@@ -27,6 +30,7 @@ def of_archive(store: Archive, space: Space, cut: Cut | None, accept_gap: bool =
     archived = store.declared()
     tasks: list[Task] = []
     total = 0
+    in_front = InFront(cut)
     for entity, how in fitted(archived, space).items():
         if (gaps := store.gaps(entity)) and not accept_gap:
             places = ", ".join(f"[{number}] {first} to {end}" for number, first, end in gaps)
@@ -37,20 +41,52 @@ def of_archive(store: Archive, space: Space, cut: Cut | None, accept_gap: bool =
         files, forgotten = store.files(entity), store.forgotten(entity)
         for number in sorted({file.partition for file in files}):
             mine = [file for file in files if file.partition == number]
-            tasks.append(partial(_partition, store, archived, mine, forgotten.get(number, {}), InFront(cut) if cut else None, how))
+            read = partial(_runs, store, archived, mine, forgotten.get(number, {}), in_front)
+            expire_after = space.entities[entity].expire_after
+            if expire_after is None:
+                tasks.append(partial(_as_they_come, read, how))
+            else:
+                clock = partial(_clock, store, archived, number, in_front)
+                tasks.append(partial(_frame_by_frame, read, how, clock, expire_after))
         total += sum(store.size(file) for file in files)
     return Source(tasks, total)
 
 
-def _partition(
-    store: Archive, archived: Space, files: list[File], forgotten: dict[bytes, int], in_front: InFront | None, how: Fit
-) -> Iterator[Rows]:
+Runs = Callable[[], Iterator[Archived]]
+Clock = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+def _runs(store: Archive, archived: Space, files: list[File], forgotten: dict[bytes, int], in_front: InFront) -> Iterator[Archived]:
     for file in files:
         for run in store.read(archived, file, forgotten):
-            if in_front is not None:
-                run = run.where(in_front.rows(run.partition, run.offsets, run.sources, run.headers))
+            run = run.where(in_front.rows(run.partition, run.offsets, run.sources, run.headers))
             if len(run.rows):
-                yield how.of(run.rows, file.path)
+                yield run
+
+
+def _as_they_come(read: Runs, how: Fit) -> Iterator[tuple[Rows, float]]:
+    for run in read():
+        yield how.of(run), NEVER
+
+
+def _frame_by_frame(read: Runs, how: Fit, clock: Callable[[], Clock], expire_after: float) -> Iterator[tuple[Rows, float]]:
+    """As the fold workers do: what has expired is decided when a frame is folded, by the newest event in its partition before."""
+    offsets, newest = clock()
+    for run in read():
+        starts = np.flatnonzero(np.diff(run.offsets, prepend=-1))
+        for first, end in pairwise([*starts.tolist(), len(run.offsets)]):
+            before = float(newest[np.searchsorted(offsets, run.offsets[first])])
+            yield how.of(run.take(np.arange(first, end))), before - expire_after
+
+
+def _clock(store: Archive, archived: Space, partition: int, in_front: InFront) -> Clock:
+    """Of every frame of a partition, of all entities: its offset, and the newest event time in those before it."""
+    found = [store.times(file, in_front.rows) for entity in archived.entities for file in store.files(entity, partition)]
+    offsets, times = (np.concatenate(arrays) for arrays in zip(*found))
+    order = np.argsort(offsets, kind="stable")
+    starts = np.flatnonzero(np.diff(offsets[order], prepend=-1))
+    newest = np.maximum.accumulate(np.maximum.reduceat(times[order], starts)) if len(starts) else np.zeros(0)
+    return offsets[order][starts], np.concatenate([[NEVER], newest[:-1]])
 
 
 @dataclass(frozen=True)
@@ -62,8 +98,9 @@ class Fit:
     anew: str  # why rows of several events cannot be taken; empty: they can
     weights: tuple[NDArray[np.float64], NDArray[np.float64]] | None  # of events: archived, ascending, and now; None: the same
 
-    def of(self, rows: Rows, place: str) -> Rows:
+    def of(self, run: Archived) -> Rows:
         """Raises DataError: a row is of several events, or has a weight of its own, and that cannot be taken."""
+        rows, place = run.rows, f"partition {run.partition} of the archive"
         if self.anew and (rows.counts != 1).any():
             raise DataError(
                 f"{place} holds rows that several events were merged into, and {self.anew}: what each of them weighed is not known any "

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrep import algebra, places
+from crossrep.algebra import NEVER
 from crossrep.errors import DataError
 from crossrep.extras import extra
 from crossrep.keys import Keys
@@ -35,20 +36,13 @@ def of_files(url: str, space: Space) -> Source:
     Raises:
         DataError: there are none, or a column is missing; names it.
     """
-    fs, root = places.connect(url)
-    try:
-        paths = sorted(fs.glob(root)) if "*" in root else fs.find(root)
-    except OSError as error:
-        raise places.unusable(url, "listed", error) from error
-    paths = [path for path in paths if path.endswith(".parquet")]
-    if not paths:
-        raise DataError(f"no Parquet files in {url}")
+    fs, paths = paths_of(url)
     fields = [*(space.key_field(entity) for entity in space.entities), "event", "event_time", *space.sources]
     tasks: list[Task] = []
     rows = 0
     for path in paths:
         try:
-            with _open(fs, path) as file:
+            with opened(fs, path) as file:
                 metadata, names = pq.ParquetFile(file).metadata, pq.read_schema(file).names
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
@@ -59,19 +53,32 @@ def of_files(url: str, space: Space) -> Source:
     return Source(tasks, rows)
 
 
-def _open(fs: Any, path: str) -> Any:
+def paths_of(url: str) -> tuple[Any, list[str]]:
+    """The Parquet files of a file, folder or pattern. Raises DataError: there are none."""
+    fs, root = places.connect(url)
+    try:
+        paths = sorted(fs.glob(root)) if "*" in root else fs.find(root)
+    except OSError as error:
+        raise places.unusable(url, "listed", error) from error
+    paths = [path for path in paths if path.endswith(".parquet")]
+    if not paths:
+        raise DataError(f"no Parquet files in {url}")
+    return fs, paths
+
+
+def opened(fs: Any, path: str) -> Any:
     return pa.memory_map(path) if places.is_local(fs) else fs.open(path, "rb")
 
 
-def _row_group(fs: Any, path: str, group: int, space: Space, fields: list[str]) -> Iterator[Rows]:
+def _row_group(fs: Any, path: str, group: int, space: Space, fields: list[str]) -> Iterator[tuple[Rows, float]]:
     place = f"row group {group} of {path}"
     try:
-        with _open(fs, path) as file:
+        with opened(fs, path) as file:
             table = pq.ParquetFile(file, read_dictionary=["event"]).read_row_group(group, columns=fields, use_threads=False)
         (batch,) = table.combine_chunks().to_batches() or [None]
         if batch is None:
             return
-        times = _seconds(batch.column("event_time"))
+        times = seconds(batch.column("event_time"))
         wrong = algebra.first_outside(times, 0.0, sys.float_info.max)
         if wrong >= 0:
             raise ValueError(f"event_time of row {wrong} is {times[wrong]}: before 1970, or null")
@@ -81,21 +88,21 @@ def _row_group(fs: Any, path: str, group: int, space: Space, fields: list[str]) 
         for entity in space.entities:
             ids = batch.column(space.key_field(entity)).cast(pa.string())
             named = np.flatnonzero(pc.fill_null(pc.not_equal(ids, ""), False).to_numpy(zero_copy_only=False))
-            keys = _keys(ids if len(named) == len(ids) else ids.take(pa.array(named)))
+            keys = keys_column(ids if len(named) == len(ids) else ids.take(pa.array(named)))
             if len(named) == len(ids):
-                yield rows_of_kinds(space, entity, keys, kinds, codes, times, sources)
+                yield rows_of_kinds(space, entity, keys, kinds, codes, times, sources), NEVER
             elif len(named):  # an event without an id does not count for the entity
                 chosen = {source: vectors[named] for source, vectors in sources.items()}
-                yield rows_of_kinds(space, entity, keys, kinds, codes[named], times[named], chosen)
+                yield rows_of_kinds(space, entity, keys, kinds, codes[named], times[named], chosen), NEVER
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise DataError(f"{place} cannot be replayed: {error}") from None
 
 
-def _seconds(column: Any) -> NDArray[np.float64]:
+def seconds(column: Any) -> NDArray[np.float64]:
     if pa.types.is_timestamp(column.type):
         units = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
-        seconds: NDArray[np.float64] = column.cast(pa.int64()).to_numpy(zero_copy_only=False) / units[column.type.unit]
-        return seconds
+        since: NDArray[np.float64] = column.cast(pa.int64()).to_numpy(zero_copy_only=False) / units[column.type.unit]
+        return since
     if pa.types.is_floating(column.type):
         return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
     raise ValueError(f"event_time is {column.type}; it must be a timestamp, or seconds since 1970 as a float")
@@ -111,8 +118,9 @@ def _vectors(column: Any, dim: int, dtype: str) -> NDArray[np.float32]:
     return vectors
 
 
-def _keys(ids: Any) -> Keys:
-    keys = keys_of(ids, pa.nulls(len(ids), pa.binary()))
+def keys_column(ids: Any) -> Keys:
+    """A column of strings or numbers as keys. Raises ValueError: one is empty, null or too long."""
+    keys = keys_of(ids.cast(pa.string()), pa.nulls(len(ids), pa.binary()))
     if not keys.well_formed():
-        raise ValueError("an id has over 64 bytes")
+        raise ValueError("an id is empty, or has over 64 bytes")
     return keys

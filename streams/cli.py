@@ -228,6 +228,38 @@ def infer(
 
 
 @cli.command()
+@click.argument("files")
+@click.option("--model", "reference", required=True, metavar="MODEL", help="A folder `train` wrote, or a registered version: kuairand@3.")
+@registry_option
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder for files of the same names.")
+@space_option
+@bootstrap_option
+def represent(files: str, reference: str, url: str | None, out: Path, space: str, bootstrap: str | None) -> None:
+    """Parquet of events → Parquet of samples, for a replay: crossrep represent 'events/*.parquet' --model MODEL --out samples --space NAME.
+
+    The model's outputs are added to the columns user_id, item_id, event, event_time, scenario and branch. Features are those published
+    now. Then: crossrep replay 'samples/*.parquet' --into NAME
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from models import registry, upstream
+    from streams import represent as representing
+
+    address = kafka.bootstrap_servers(bootstrap)
+    folder, identity = registry.resolve(reference, url)
+    columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def progressed(events: int, total: int) -> None:
+            bar.update(task, total=total)
+            bar.advance(task, events)
+
+        total = representing.represent(files, resolve(space, address), upstream.load(folder), identity, address, out, progressed)
+    console.print(f"{total:,} samples in {out}")
+
+
+@cli.command()
 @click.argument("space")
 @_worker_options(6068)
 @_pipeline_options

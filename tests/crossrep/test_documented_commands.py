@@ -1,4 +1,4 @@
-"""Every command that docs/snapshots.md, docs/archive.md and the README's part on the former show is run, in their order, on a space with users and items."""
+"""Every command that docs/snapshots.md, docs/archive.md and the README's part on snapshots show is run, in their order."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from snapshot_world import rows as snapshot_rows
 
 from crossrep import replay, replay_archive, replay_files
 from crossrep.errors import DataError, SpaceError
+from crossrep.keys import Keys
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
 from crossrep.snapshots import Replayed, Store
@@ -87,6 +88,28 @@ def test_another_half_life_other_weights_and_partitions(tmp_path: Path) -> None:
         refuse_differences(OTHER, {**expected, entity: kept}, expected)
 
 
+def test_keys_expire_as_in_the_stream(tmp_path: Path) -> None:
+    space = Space.parse(SPEC.format(name="old", partitions=2) + '[entities.user]\nexpire_after = "1h"\n')
+    store, given = store_of(space, tmp_path), samples(space, 3000)
+    frames = put(store, space, given)
+    tables = {entity: replay.Table(space, entity) for entity in space.entities}
+    newest = [-np.inf, -np.inf]
+    for frame in sorted(frames, key=lambda frame: frame.offset):
+        partition = int(frame.rows.keys.partitions(2)[0])
+        expired_before = newest[partition] - 3600 if frame.rows.entity == "user" else -np.inf
+        tables[frame.rows.entity].fold(frame.rows, expired_before)
+        newest[partition] = max(newest[partition], float(frame.rows.times.max()))
+    expected = of(tables)
+    assert 0 < sum(record["count"] for record in expected["user"].values()) < 3000  # some have begun anew
+    found = replay.fold(space, replay_archive.of_archive(store, space, None).tasks, 2)
+    refuse_differences(space, of(found), expected)
+    snapshots = Store(str(tmp_path / "snapshots"), space.name)
+    manifest = replay.publish(snapshots, space, found, Replayed(source=store.root, cut=None))
+    limits = [time - 3600 for time in newest]
+    alive = {key for key, record in expected["user"].items() if record["event_time"] >= limits[int(Keys.of([key]).partitions(2)[0])]}
+    assert snapshot_rows(snapshots, manifest, "user").keys() == alive and len(alive) < len(expected["user"])
+
+
 def test_what_cannot_be_known_any_more_is_refused(tmp_path: Path) -> None:
     store = store_of(SPACE, tmp_path)
     put(store, SPACE, samples(SPACE, 300, keys=5), combined=True)
@@ -134,7 +157,7 @@ def test_files_of_samples(tmp_path: Path) -> None:
         ("event", ["like"] * 9, "event 'like' is not in the space's"),
         ("event_time", pa.array([1] * 9), "event_time is int64; it must be a timestamp"),
         ("event_time", [-1.0] * 9, "event_time of row 0 is -1.0: before 1970"),
-        ("user_id", ["u" * 65] * 9, "an id has over 64 bytes"),
+        ("user_id", ["u" * 65] * 9, "an id is empty, or has over 64 bytes"),
         ("cr", [[1.0] * 7] * 9, "a source must hold 8 numbers"),
         ("cr", [[np.inf] * 8] * 9, "not finite"),
     ],

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from click.testing import CliRunner
-from confluent_kafka import TopicPartition
+from confluent_kafka import Message, TopicPartition
 
 import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep import LocalView, kafka
 from crossrep.cli import cli
+from crossrep.records import RecordLayout
+from crossrep.snapshots import Store
 from crossrep.spec import Space
+from schemas import codec
 from streams import topics
 from tests.cluster import Workers, new_space, prove, settled, wait_for
-from tests.streams.small_model import SPEC, Feed, inferred, small_dataset, start_infer
+from tests.crossrep.snapshot_world import rows
+from tests.streams.small_model import SPEC, Feed, inferred, small_dataset, small_model, start_infer
 
 
 def sibling(space: Space, path: Path, name: str, partitions: int) -> tuple[Space, Path]:
@@ -107,6 +115,23 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
         assert counts(new, bootstrap, entity) == expected
         some = list(expected)[:200]
         np.testing.assert_allclose(vectors(new, bootstrap, entity, some), vectors(space, bootstrap, entity, some), rtol=1e-2, atol=1e-2)
+    # The same from files of the events, through the model again.
+    inputs = [space.inputs.impressions, space.inputs.clicks]
+    events = [message_event(space, message) for topic in inputs for message in all_of(topic, bootstrap)]
+    pq.write_table(pa.Table.from_pylist(events), tmp_path / "events.parquet")
+    made = ["represent", str(tmp_path / "events.parquet"), "--model", str(small_model()), "--out", str(tmp_path / "samples")]
+    fill = ["replay", str(tmp_path / "samples"), "--into", str(new_path), "--only-snapshot", "--to", str(tmp_path / "files")]
+    for command_line in ([*made, "--space", space.name, "--bootstrap", bootstrap], [*fill, "--bootstrap", bootstrap]):
+        ran = CliRunner().invoke(cli, command_line)
+        assert ran.exit_code == 0, (ran.output, ran.exception)
+    snapshots = Store(str(tmp_path / "files"), new.name)
+    for entity in space.entities:
+        layout = RecordLayout(new, entity)
+        kept = {key.decode(): layout.decode([value])[0] for key, value in rows(snapshots, snapshots.find(), entity).items()}
+        assert {key: int(record["count"]) for key, record in kept.items()} == counts(space, bootstrap, entity)
+        some = list(kept)[:100]
+        found = np.array([np.hstack([kept[id][name] for name, column in layout.columns.items() if column.dim]) for id in some])
+        np.testing.assert_allclose(found, vectors(space, bootstrap, entity, some), rtol=1e-2, atol=1e-2)
     # Whoever repeats it now is told that the space is in use.
     refused = CliRunner().invoke(cli, command)
     assert "are running" in str(refused.exception)
@@ -123,3 +148,14 @@ def at_least(space: Space, new: Space, bootstrap: str) -> int:
         return sum(max(part.offset, 0) for part in kafka.committed(client, parts))
     finally:
         client.close()
+
+
+def all_of(topic: str, bootstrap: str) -> Iterator[Message]:
+    return kafka.messages(bootstrap, topic, kafka.bounds(bootstrap, topic))
+
+
+def message_event(space: Space, message: Message) -> dict[str, Any]:
+    kind = "click" if message.topic() == space.inputs.clicks else "impression"
+    event = codec(kind).decode(message.value())
+    named = {name: event[name] for name in ("user_id", "item_id", "scenario", "branch")}
+    return {**named, "event": kind, "event_time": event["event_time"] / 1000}
