@@ -35,6 +35,8 @@ The flow, and the commands in the order you meet them:
   crossrep drift                         what moved between two snapshots
   crossrep history user 17               what happened to a key
   crossrep samples SPACE                 impressions and clicks → labelled samples
+  crossrep training-set SPACE            samples, with what was known before each, as Parquet
+  crossrep leaks SPACE                   does a training set know the future?
   crossrep import SPACE --into NAME      seed a new space with a snapshot
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
@@ -188,6 +190,7 @@ def main() -> None:
 
 
 from crossrep import cli_analysts as cli_analysts  # noqa: E402  adds the analysts' commands to those above
+from crossrep import cli_samples as cli_samples  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossrep import archive_columns
+from crossrep.aggregates import combine
 from crossrep.archive import About, Archive, Cut
 from crossrep.archive_columns import Frame
 from crossrep.attach import Known, Moments, Used, attach, unknown
@@ -29,7 +30,10 @@ def archived(folder: Path, space: Space, frames: list[Rows]) -> tuple[Archive, C
     """An archive of user frames, one an offset, all in front of the cut."""
     archive = Archive(str(folder), space.name)
     archive.begin(About(space=space.name, spec_hash=space.hash.hex(), spec=space.toml_dict, topic_id="x"))
-    kept = [Frame(rows, {n: c.vectors for n, c in rows.columns.items() if c.vectors.shape[1]}, at, 1.7e9, None) for at, rows in enumerate(frames)]
+    kept = [
+        Frame(rows, {n: c.vectors for n, c in rows.columns.items() if c.vectors.shape[1]}, at, 1.7e9, None)
+        for at, rows in enumerate(frames)
+    ]
     archive.put(archive.path("user", 0, 0, len(frames), 1.7e9), archive_columns.encoded(space, "user", 0, kept))
     return archive, Cut(id="c", groups={}, ends={0: len(frames)}, skipped={})
 
@@ -97,8 +101,6 @@ def test_it_is_the_definition(events: list[Any], moments: list[Any], memory: int
 
 
 def test_a_combined_row_that_straddles_the_moment_is_left_out_and_counted(tmp_path: Path) -> None:
-    from crossrep.aggregates import combine
-
     rows = users(SPACE, ["a", "a", "a", "b"], ["impression"] * 4, [100.0, 200.0, 300.0, 100.0])
     straddling = combine(SPACE, rows.take(np.array([1, 2])))
     cut = archived(tmp_path, SPACE, [rows.take(np.array([0, 3])), straddling])
