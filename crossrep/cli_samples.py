@@ -96,7 +96,7 @@ def _print(made: TrainingSet) -> None:
     if any(about.combined for about in made.entities.values()):
         console.print(
             "Rows of several events count only if all of them are earlier: samples know nothing of the future, but may lack some of the "
-            "newest past. crossrep infer --no-combine writes no such rows",
+            "newest past. Where the space declares combine = false there are no such rows",
             style="yellow",
         )
 

@@ -151,7 +151,7 @@ def _pipeline_options(command: Command) -> Command:
             type=click.Choice(["earliest", "latest"]),
             help="Where to begin without offsets in a space that has frames.",
         ),
-        click.option("--combine/--no-combine", default=True, show_default=True, help="Merge rows of one key inside a batch."),
+        click.option("--combine/--no-combine", default=None, help="Merge rows of one key inside a batch. Default: as the space declares."),
         click.option("--max-delay", default=0.02, show_default=True, help="Seconds a batch waits for more events."),
         click.option("--max-batch", default=4096, show_default=True, help="Events a batch."),
     ):
