@@ -19,12 +19,15 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from crossrep import archive_columns, kafka, places
 from crossrep.archive_columns import Archived
+from crossrep.cuts import Cut
 from crossrep.errors import DataError
-from crossrep.snapshots import new_id, started
+from crossrep.rows import Rows
+from crossrep.snapshots import started
 from crossrep.spec import Space
 
 ABOUT = "archive.json"
@@ -48,15 +51,6 @@ class About(BaseModel):
         if space.hash.hex() != self.spec_hash:
             raise DataError(f"the archive of space {self.space!r} was written by another version of crossrep: use that one")
         return space
-
-
-class Cut(BaseModel):
-    """A moment between events: what is in the archive is exactly what was made of the events in front of it (crossrep/archiving.py)."""
-
-    id: str
-    groups: dict[str, dict[str, dict[int, int]]]  # consumer group -> input topic -> partition -> the first event behind the cut
-    ends: dict[int, int]  # partition of frames -> everything committed below is archived
-    skipped: dict[int, list[tuple[int, int]]]  # partition -> [first, next) offsets of frames that a rewind has left out
 
 
 class Order(BaseModel):
@@ -171,6 +165,14 @@ class Archive:
         for file in self.files(entity, partition):
             yield from self.read(space, file, forgotten.get(file.partition, {}))
 
+    def of_key(self, entity: str, key: bytes, partition: int, before: int) -> Iterator[tuple[int, float, Rows]]:
+        """Offset, append time and rows of every frame below an offset that holds the key, as `key_history.history` takes them."""
+        for run in self.rows(entity, partition):
+            mine = run.where(np.array([name == key for name in run.rows.keys.tolist()]) & (run.offsets < before))
+            for offset in np.unique(mine.offsets).tolist():
+                frame = mine.where(mine.offsets == offset)
+                yield offset, float(frame.append_times[0]), frame.rows
+
     def forgotten(self, entity: str) -> dict[int, dict[bytes, int]]:
         """By partition: key -> offset of the last order to forget it."""
         found: dict[int, dict[bytes, int]] = defaultdict(dict)
@@ -188,6 +190,11 @@ class Archive:
                 if len(found.rows):
                     yield found
 
+    def size(self, file: File) -> int:
+        """Rows in a file, those that a reader is not to have included."""
+        with self.opened(file) as opened:
+            return opened.rows
+
     def opened(self, file: File) -> archive_columns.Opened:
         """Raises DataError: it is gone, or no such file."""
         return archive_columns.Opened(self.fs, file.path, file.entity, file.partition)
@@ -203,7 +210,14 @@ class Archive:
         return f"{self.root}/{entity}/date={when:%Y-%m-%d}/hour={when:%H}/part-{partition:05d}-{first:020d}-{end:020d}.parquet"
 
     def keep_order(self, order: Order) -> None:
-        self.put(f"{self.root}/_orders/part-{order.partition:05d}-{order.offset:020d}.json", order.model_dump_json().encode())
+        self.put(self._order_path(order), order.model_dump_json().encode())
+
+    def drop_order(self, order: Order) -> None:
+        """Once no row is left that it is about."""
+        self.remove(self._order_path(order))
+
+    def _order_path(self, order: Order) -> str:
+        return f"{self.root}/_orders/part-{order.partition:05d}-{order.offset:020d}.json"
 
     def keep_cut(self, cut: Cut) -> None:
         """The newest few are kept."""
@@ -218,6 +232,9 @@ class Archive:
         old = [file for entity in space.entities for file in self.listed(entity) if file.hour < before]
         for file in old:
             self.remove(file.path)
+        for order in self.orders():
+            if order.append_time < before.timestamp():
+                self.drop_order(order)
         return old
 
     def put(self, path: str, data: Any) -> None:
@@ -253,7 +270,3 @@ class Archive:
             return None
         except Exception as error:
             raise places.unusable(self.url, "read", error) from error
-
-
-def new_cut(groups: dict[str, dict[str, dict[int, int]]], ends: dict[int, int], skipped: dict[int, list[tuple[int, int]]]) -> Cut:
-    return Cut(id=new_id(), groups=groups, ends=ends, skipped=skipped)

@@ -9,7 +9,7 @@ time that is the row's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ with extra("analytics"):
     import pyarrow.parquet as pq
 
 _TIME = pa.timestamp("us", "UTC")
+_APPEND = pa.timestamp("ms", "UTC")
 _SOURCE = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
@@ -89,7 +90,7 @@ def schema(entity: Entity, dtypes: Mapping[str, str]) -> Any:
             fields.append(pa.field(name, pa.list_(element, column.dim), nullable=first[name] != name))
         fields.append(pa.field(_weight(name, column), pa.float64()))
         hidden += [pa.field(f"_{name}_present", pa.bool_()), pa.field(f"_{name}_time", pa.float64())]
-    place = [("_partition", pa.int32()), ("_offset", pa.int64()), ("_append_time", pa.timestamp("ms", "UTC")), ("_source", _SOURCE)]
+    place = [("_partition", pa.int32()), ("_offset", pa.int64()), ("_append_time", _APPEND), ("_source", _SOURCE)]
     return pa.schema([*fields, *hidden, *(pa.field(*field) for field in place)])
 
 
@@ -110,18 +111,30 @@ def encoded(space: Space, entity: str, partition: int, frames: Iterable[Frame]) 
         dtypes[name] = "float32" if "float32" in found else "float16" if found else space.vectors
     layout = schema(spec, dtypes)
     out = pa.BufferOutputStream()
-    unlike = (*dtypes, "event_time", "_event_time")  # in nearly every row
-    repeated = [field.name for field in layout if field.name not in unlike]
-    with pq.ParquetWriter(out, layout, compression="zstd", use_dictionary=repeated) as writer:
-        run: list[Frame] = []
-        for frame in frames:
-            if sum(len(other.rows) for other in run) + len(frame.rows) > ROWS and run:
-                writer.write_batch(to_arrow(layout, spec, partition, run))
-                run = []
-            run.append(frame)
-        if run:
+    with pq.ParquetWriter(out, layout, **settings(layout)) as writer:
+        for run in _runs(frames):
             writer.write_batch(to_arrow(layout, spec, partition, run))
     return out.getvalue()
+
+
+def _runs(frames: list[Frame]) -> Iterator[list[Frame]]:
+    """Of up to ROWS rows, or one frame."""
+    run: list[Frame] = []
+    rows = 0
+    for frame in frames:
+        if run and rows + len(frame.rows) > ROWS:
+            yield run
+            run, rows = [], 0
+        run.append(frame)
+        rows += len(frame.rows)
+    if run:
+        yield run
+
+
+def settings(layout: Any) -> dict[str, Any]:
+    """How the columns of a file are written: as a dictionary but for those that differ in nearly every row."""
+    repeated = [field.name for field in layout if not pa.types.is_fixed_size_list(field.type) and not field.name.endswith("event_time")]
+    return {"compression": "zstd", "use_dictionary": repeated}
 
 
 def to_arrow(layout: Any, entity: Entity, partition: int, frames: list[Frame]) -> Any:
@@ -151,9 +164,6 @@ def to_arrow(layout: Any, entity: Entity, partition: int, frames: list[Frame]) -
             as_first = [first[name] != name and frame.vectors[name] is frame.vectors[first[name]] for frame in frames]
             arrays[name] = _lists(layout.field(name).type, [frame.vectors[name] for frame in frames], as_first)
     return pa.record_batch([arrays[name] for name in layout.names], layout)
-
-
-_APPEND = pa.timestamp("ms", "UTC")
 
 
 def _lists(kind: Any, parts: list[NDArray[np.floating]], null: list[bool]) -> Any:
@@ -193,6 +203,13 @@ class Opened:
             batches = self._parquet.read_row_group(group, use_threads=False).combine_chunks().to_batches()
             return from_arrow(space, self.entity, self.partition, batches[0])
         except (OSError, KeyError, IndexError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+
+    def table(self, columns: list[str] | None = None) -> Any:
+        """The whole file, or some of its columns, as an Arrow table. Raises DataError: it is damaged."""
+        try:
+            return self._parquet.read(columns)
+        except (OSError, pa.ArrowException) as error:
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> DataError:

@@ -1,38 +1,29 @@
 """Archiving: the frames topic read to its end, into files, and a cut behind them.
 
 It is a reader like any other: no consumer group, no worker's help, nothing written to Kafka. What is there says where to go on.
-
-A *cut* says for which events the archive is complete. `crossrep infer` commits a batch's frames and the offsets of its events in one
-transaction. So:
-
-1. The group's committed offsets G are read, all as of one moment.
-2. Then the ends E of the frames topic, open transactions included: every frame whose transaction set an offset of G was appended before.
-3. Everything committed below E is read and archived, once no transaction is open below it.
-
-Every batch that ends at G or before it is then in the archive, whole; and none lies across G, since offsets of G are ends of batches. The
-frames of later batches below E are told apart by what each says of its events (crossrep/lineage.py).
-
-A rewind in between would take frames out and set G back: such a cut is not kept.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from confluent_kafka import Message
 
-from crossrep import archive_columns, follow, forget, frames, groups, kafka, lineage, spaces
-from crossrep.archive import About, Archive, Cut, Order, new_cut
+from crossrep import archive_columns, cuts, follow, forget, frames, kafka, lineage, spaces
+from crossrep.archive import About, Archive, Order
 from crossrep.archive_columns import Frame
+from crossrep.cuts import Cut
 from crossrep.errors import BadFrame, DataError, SpaceError, TopicError
+from crossrep.snapshots import new_id
 from crossrep.spaces import Published
-from crossrep.spec import Space, frame_group, infer_group
+from crossrep.spec import Space
 
 log = logging.getLogger(__name__)
 
-FILE_ROWS = 1_000_000  # of one entity, at most
+FILE_ROWS = 250_000  # of one entity, at most; 110 MB of memory at 64 dims
 
 Progressed = Callable[[int, int], None]  # offsets further, of so many
 
@@ -69,12 +60,13 @@ def archive(
     published = spaces.find(name, bootstrap)
     space = published.space
     _begin(store, published, bootstrap)
-    before = _moment(space, bootstrap)
+    before = cuts.moment(space, bootstrap)
     bounds = _bounds(space, bootstrap)
     total = sum(end - first for first, end in bounds.values())
     report = Report(dict.fromkeys(space.entities, 0))
-    reached = {entity: store.progress(entity) for entity in space.entities}
-    gaps = _gaps(store, reached, bounds)
+    last = store.cut()
+    reached = {entity: {**(last.ends if last else {}), **store.progress(entity)} for entity in space.entities}
+    gaps = _gaps(last, reached, bounds)
     if gaps and not accept_gap:
         places = ", ".join(f"[{number}] {first} to {end}" for number, (first, end) in gaps.items())
         raise DataError(
@@ -87,40 +79,14 @@ def archive(
             report.first[number] = first
         begin = max(first, min(starts.values()))
         progressed(begin - first, total)
-        _partition(space, bootstrap, store, number, starts, (begin, end), report, lambda offsets: progressed(offsets, total))
-    report.cut = _cut(space, bootstrap, before, {number: end for number, (_, end) in bounds.items()})
-    if report.cut is not None:
+        if begin < end:
+            _partition(space, bootstrap, store, number, starts, (begin, end), report, lambda offsets: progressed(offsets, total))
+    report.cut = cuts.cut(space, bootstrap, before, {number: end for number, (_, end) in bounds.items()}, new_id(), last)
+    if report.cut is None:
+        log.warning("space %s was rewound meanwhile: no cut this time", name)
+    else:
         store.keep_cut(report.cut)
     return report
-
-
-@dataclass(frozen=True)
-class _Moment:
-    """What tells whether a rewind came in between."""
-
-    groups: dict[str, groups.Offsets]
-    skipped: dict[int, list[tuple[int, int]]]
-
-
-def _moment(space: Space, bootstrap: str) -> _Moment:
-    skipped = {number: skipped for number, (_, skipped) in groups.folded(space, bootstrap).items()}
-    committed = {group: groups.offsets(bootstrap, group) for group in (infer_group(space), frame_group(space))}
-    return _Moment({group: offsets for group, offsets in committed.items() if offsets}, skipped)
-
-
-def _cut(space: Space, bootstrap: str, before: _Moment, ends: dict[int, int]) -> Cut | None:
-    """The cut of what was committed before the ends were asked for; None if a rewind came in between."""
-    after = _moment(space, bootstrap)
-    went_back = any(
-        after.groups.get(group, {}).get(topic, {}).get(number, -1) < offset
-        for group, topics in before.groups.items()
-        for topic, numbers in topics.items()
-        for number, offset in numbers.items()
-    )
-    if went_back or after.skipped != before.skipped or spaces.find(space.name, bootstrap).rewinding:
-        log.warning("space %s was rewound meanwhile: no cut this time", space.name)
-        return None
-    return new_cut(before.groups, ends, before.skipped)
 
 
 def _begin(store: Archive, published: Published, bootstrap: str) -> None:
@@ -148,16 +114,57 @@ def _bounds(space: Space, bootstrap: str) -> dict[int, tuple[int, int]]:
         client.close()
 
 
-def _gaps(store: Archive, reached: dict[str, dict[int, int]], bounds: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+def _gaps(last: Cut | None, reached: dict[str, dict[int, int]], bounds: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
     """By partition: first and next offset of what retention has deleted and nothing says that it was archived."""
-    cut = store.cut()  # behind the last frame lies its transaction's marker, which is in no file
     found = {}
     for number, (first, _) in bounds.items():
         ends = [progress[number] for progress in reached.values() if number in progress]
-        archived = max(min(ends), cut.ends.get(number, 0) if cut else 0) if len(ends) == len(reached) else first
+        # Behind a partition's last frame lies its transaction's marker, which is in no file.
+        archived = max(min(ends), last.ends.get(number, 0) if last else 0) if len(ends) == len(reached) else first
         if archived < first:
             found[number] = (archived, first)
     return found
+
+
+@dataclass
+class _Segment:
+    """Frames of one partition that become a file for every entity, also without rows: its name says how far the archive is."""
+
+    number: int
+    starts: dict[str, int]  # by entity, the first offset of the next file
+    frames: dict[str, list[Frame]] = field(default_factory=lambda: defaultdict(list))
+    rows: Counter[str] = field(default_factory=Counter)
+    hour: float = 0.0  # of the frames' append times
+
+    def full(self, frame: Frame) -> bool:
+        """Must it be published before this one is added?"""
+        return bool(self.frames) and (self.hour != _hour(frame) or self.rows[frame.rows.entity] + len(frame.rows) > FILE_ROWS)
+
+    def add(self, frame: Frame) -> None:
+        self.frames[frame.rows.entity].append(frame)
+        self.rows[frame.rows.entity] += len(frame.rows)
+        self.hour = _hour(frame)
+
+    def publish(self, space: Space, store: Archive, end: int, report: Report) -> None:
+        """Everything below offset `end`; nothing if there are no frames."""
+        if not self.frames:
+            return
+        for entity, start in self.starts.items():
+            if start < end:
+                found = self.frames.get(entity, [])
+                data = archive_columns.encoded(space, entity, self.number, found)
+                store.put(store.path(entity, self.number, start, end, self.hour * 3600), data)
+                report.files += 1
+                report.bytes += data.size
+                report.frames += len(found)
+                report.rows[entity] += self.rows[entity]
+                self.starts[entity] = end
+        self.frames.clear()
+        self.rows.clear()
+
+
+def _hour(frame: Frame) -> float:
+    return frame.append_time // 3600
 
 
 def _partition(
@@ -171,28 +178,18 @@ def _partition(
     progressed: Callable[[int], None],
 ) -> None:
     """Read one partition to its end and publish its files."""
-    segment: dict[str, list[Frame]] = {entity: [] for entity in space.entities}
+    segment = _Segment(number, starts)
     done, end = bounds
     for message in kafka.messages(bootstrap, space.frames_topic, {number: bounds}):
         offset, found = message.offset(), _read(space, message, store, report)
         progressed(offset + 1 - done)
         done = offset + 1
-        if found is None or offset < starts[found.rows.entity]:
-            continue
-        if _hour(found) != _hour(next((fs[0] for fs in segment.values() if fs), found)) or _rows(segment) + len(found.rows) > FILE_ROWS:
-            starts = _publish(space, store, number, starts, offset, segment, report)
-            segment = {entity: [] for entity in space.entities}
-        segment[found.rows.entity].append(found)
+        if found is not None and offset >= segment.starts[found.rows.entity]:
+            if segment.full(found):
+                segment.publish(space, store, offset, report)
+            segment.add(found)
     progressed(end - done)
-    _publish(space, store, number, starts, end, segment, report)
-
-
-def _hour(frame: Frame) -> float:
-    return frame.append_time // 3600
-
-
-def _rows(segment: dict[str, list[Frame]]) -> int:
-    return max(sum(len(frame.rows) for frame in found) for found in segment.values())
+    segment.publish(space, store, end, report)
 
 
 def _read(space: Space, message: Message, store: Archive, report: Report) -> Frame | None:
@@ -211,21 +208,3 @@ def _read(space: Space, message: Message, store: Archive, report: Report) -> Fra
         return None
     header = dict(message.headers() or []).get(lineage.HEADER)
     return Frame(rows, frames.vectors_as_sent(value), message.offset(), append_time, header.decode() if header else None)
-
-
-def _publish(
-    space: Space, store: Archive, number: int, starts: dict[str, int], end: int, segment: dict[str, list[Frame]], report: Report
-) -> dict[str, int]:
-    """A file for every entity, also without rows: its name says how far the archive is. Returns where the next ones begin."""
-    last = max((found[-1].append_time for found in segment.values() if found), default=None)
-    if last is None:
-        return starts
-    for entity, found in segment.items():
-        if starts[entity] < end:
-            data = archive_columns.encoded(space, entity, number, found)
-            store.put(store.path(entity, number, starts[entity], end, last), data)
-            report.files += 1
-            report.bytes += data.size
-            report.frames += len(found)
-            report.rows[entity] += sum(len(frame.rows) for frame in found)
-    return {entity: max(start, end) for entity, start in starts.items()}

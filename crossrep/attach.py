@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrep.algebra import NEVER, decay, fold_decayed, fold_entity, fold_latest
-from crossrep.archive import Archive, Cut
+from crossrep.archive import Archive
 from crossrep.archive_columns import Archived
+from crossrep.cuts import Cut
 from crossrep.keys import MISSING, KeyIndex, Keys, _jit
 from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Column, Entity

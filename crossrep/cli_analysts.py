@@ -162,21 +162,29 @@ def drift(a: str | None, b: str | None, space: str, url: str | None, plot: Path 
 @space_option
 @bootstrap_option
 @click.option("-n", "last", type=click.IntRange(min=1), default=50, show_default=True, help="Show the last so many.")
-def history(entity: str, id: str, space: str, bootstrap: str | None, last: int) -> None:
+@click.option("--archive", "archive_url", metavar="URL", help="Also frames that the topic keeps no more, from the space's archive there.")
+def history(entity: str, id: str, space: str, bootstrap: str | None, last: int, archive_url: str | None) -> None:
     """What happened to a key: crossrep history user 17 --space kuairand-v1.
 
     Every frame that holds it, replayed in order, and every order to forget it, as far back as frames are retained. Of each column: the
-    weight that the frame adds → the weight that is held then, and |the length of the mean|; both as the retained frames alone give them.
+    weight that the frame adds → the weight that is held then, and |the length of the mean|; both as the frames shown alone give them.
+    With --archive, frames reach back as far as the archive does, without those from before an order to forget.
     """
     from rich.progress import Progress
 
     from crossrep import key_history
 
     address = kafka.bootstrap_servers(bootstrap)
-    known = spaces.find(space, address).space
+    known, key = spaces.find(space, address).space, id.encode()
+    earlier: key_history.Earlier = lambda number, before: iter(())  # noqa: E731
+    if archive_url is not None:
+        from crossrep.archive import Archive
+
+        store = Archive(archive_url, space)
+        earlier = lambda number, before: store.of_key(entity, key, number, before)  # noqa: E731
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"reading {known.frames_topic}", total=None)
-        found = key_history.history(known, entity, id.encode(), address, lambda offsets: progress.advance(task, offsets))
+        found = key_history.history(known, entity, key, address, lambda offsets: progress.advance(task, offsets), earlier)
     if found.happened:
         console.print(key_history.table(found, known, entity, last))
     shown = f"the last {last:,} of them" if len(found.happened) > last else "all of them"

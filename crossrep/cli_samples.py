@@ -12,34 +12,33 @@ import click
 from rich.table import Table
 
 from crossrep import kafka, spaces
-from crossrep.cli import Seconds, bootstrap_option, cli, console
+from crossrep.cli import bootstrap_option, cli, console
 from crossrep.cli_analysts import place_option
+from crossrep.cli_archive import Duration, archive_option
 
 if TYPE_CHECKING:
     from crossrep.training_sets import Progressed, TrainingSet
-
-archive_option = click.option(
-    "--archive", "archived", envvar="CROSSREP_ARCHIVE", metavar="URL", help="Of the space's frames. Default: CROSSREP_HOME/archive."
-)
 
 
 @cli.command("training-set")
 @click.argument("space")
 @place_option("--to", folder="training-sets")
-@archive_option
+@archive_option("--archive")
 @click.option("--since", type=click.DateTime(), help="Impressions from this event time on, UTC. Default: all that are retained.")
 @click.option("--until", type=click.DateTime(), help="Impressions before this event time, UTC.")
-@click.option("--delay", type=Seconds(), default="0", show_default=True, help="How old a representation is when it is served, such as 1s.")
+@click.option(
+    "--delay", type=Duration(), default="1ms", show_default=True, help="How old a representation is when it is served, such as 1s."
+)
 @click.option("--memory-mb", type=click.IntRange(1), default=1024, show_default=True, help="Of archived rows held at a time.")
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Afterwards, remove all but the newest N. Default: keep all.")
 @bootstrap_option
 def training_set(
     space: str,
     url: str | None,
-    archived: str | None,
+    archive_url: str | None,
     since: datetime | None,
     until: datetime | None,
-    delay: float,
+    delay: float | None,
     memory_mb: int,
     keep: int | None,
     bootstrap: str | None,
@@ -55,10 +54,10 @@ def training_set(
 
     address = kafka.bootstrap_servers(bootstrap)
     published, store = spaces.find(space, address).space, TrainingSets(url, space)
-    chosen = Chosen(since and since.replace(tzinfo=UTC), until and until.replace(tzinfo=UTC), delay)
+    chosen = Chosen(since and since.replace(tzinfo=UTC), until and until.replace(tzinfo=UTC), delay or 0.0)
     began = datetime.now()
     with _bars() as progressed:
-        made = make(published, address, store, Archive(archived, space), chosen, memory_mb << 20, progressed)
+        made = make(published, address, store, Archive(archive_url, space), chosen, memory_mb << 20, progressed)
     seconds = max((datetime.now() - began).total_seconds(), 1e-9)
     _print(made)
     console.print(f"training set {made.id}: {sum(made.sizes().values()):,} bytes in {seconds:.1f} s, {made.rows / seconds:,.0f} samples/s")
@@ -105,10 +104,10 @@ def _print(made: TrainingSet) -> None:
 @click.argument("space")
 @click.argument("id", required=False)
 @place_option("--from", folder="training-sets")
-@archive_option
+@archive_option("--archive")
 @click.option("--rows", type=click.IntRange(1), default=1000, show_default=True, help="Samples to check, at random.")
 @click.option("--seed", default=0, show_default=True, help="Another one checks others.")
-def leaks(space: str, id: str | None, url: str | None, archived: str | None, rows: int, seed: int) -> None:
+def leaks(space: str, id: str | None, url: str | None, archive_url: str | None, rows: int, seed: int) -> None:
     """Does a training set know the future? Checks set ID of SPACE, or the newest, and exits 1 if it does, or is wrong otherwise.
 
     For some of its samples, what is attached is computed again in another way: the archived events strictly before the impression, one by
@@ -121,7 +120,7 @@ def leaks(space: str, id: str | None, url: str | None, archived: str | None, row
     store = TrainingSets(url, space)
     made = store.find(id)
     with _bars() as progressed:
-        checked, findings = checking.check(store, made, Archive(archived, space), rows, seed, progressed)
+        checked, findings = checking.check(store, made, Archive(archive_url, space), rows, seed, progressed)
     if findings:
         table = Table("sample", "entity", "key", "", "what is wrong", box=None)
         for found in findings[:50]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ FOLDED, EXPIRED, FORGOTTEN = "folded", "expired, begun anew", "forgotten"
 BAD, LEFT_OUT, WAITS = "refused", "left out by a rewind", "waits to be folded"
 
 Progressed = Callable[[int], None]  # how many offsets further
+Earlier = Callable[[int, int], Iterator[tuple[int, float, Rows]]]
 _SLOT = np.zeros(1, np.int32)
 
 
@@ -55,8 +57,18 @@ class KeyHistory:
         return int(self.record["count"][0] - (counted[-1] if counted else 0)) if self.record is not None else 0
 
 
-def history(space: Space, entity: str, key: bytes, bootstrap: str, progressed: Progressed = lambda offsets: None) -> KeyHistory:
+def history(
+    space: Space,
+    entity: str,
+    key: bytes,
+    bootstrap: str,
+    progressed: Progressed = lambda offsets: None,
+    earlier: Earlier = lambda number, before: iter(()),
+) -> KeyHistory:
     """Read the key's partition of the frames topic, and its record.
+
+    Args:
+        earlier: offset, append time and rows of the key in frames of a partition below an offset: those of an archive.
 
     An entity whose keys expire needs every frame of the partition decoded, since they expire by its newest event; else only those that
     hold the key are.
@@ -69,11 +81,13 @@ def history(space: Space, entity: str, key: bytes, bootstrap: str, progressed: P
         raise SpaceError(f"space {space.name!r} has no entity {entity!r}; it has {', '.join(space.entities)}")
     number = forget.partition_of(space, key)
     first, end = kafka.bounds(bootstrap, space.frames_topic)[number]
-    found = KeyHistory(number, first, end, _record(space, entity, key, number, bootstrap))
+    old = list(earlier(number, first))
+    found = KeyHistory(number, old[0][0] if old else first, end, _record(space, entity, key, number, bootstrap))
     progress, skipped = groups.folded(space, bootstrap)[number]
     expire_after = space.entities[entity].expire_after
     state, stream_time, held = Aggregates(RecordLayout(space, entity), 1), NEVER, False
-    for offset, appended, work in _works(space, entity, key, number, (first, end), bootstrap, expire_after is not None, progressed):
+    retained = _works(space, entity, key, number, (first, end), bootstrap, expire_after is not None, progressed)
+    for offset, appended, work in chain(old, retained):
         if isinstance(work, str):
             found.happened.append(Happened(offset, appended, f"{BAD}: {work}", None, state.records(_SLOT) if held else None))
             continue

@@ -46,6 +46,11 @@ def decode(message: Message) -> Source | None:
     found = dict(message.headers() or []).get(HEADER)
     if found is None:
         return None
-    said = json.loads(found)
+    return parse(found)
+
+
+def parse(header: bytes | str) -> Source:
+    """What the header says."""
+    said = json.loads(header)
     spans = {(topic, int(number)): (a, b) for topic, numbers in said["topics"].items() for number, (a, b) in numbers.items()}
     return Source(said["group"], spans)

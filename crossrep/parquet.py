@@ -8,7 +8,7 @@ whose names begin with an underscore, which no column of a spec can. docs/snapsh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from crossrep.errors import DataError
 from crossrep.extras import extra
 from crossrep.keys import Keys
 from crossrep.records import RecordLayout
-from crossrep.table import RecordTable
 
 with extra("analytics"):
     import pyarrow as pa
@@ -93,13 +92,11 @@ def from_arrow(layout: RecordLayout, batch: Any) -> tuple[Keys, NDArray[np.void]
     return keys_of(batch.column(id_column(layout.columns)), batch.column("_key")), records
 
 
-def write(file: Any, table: RecordTable) -> None:
-    """A partition's keys and records to an open file, one row group after the other."""
-    layout, slots = table.layout, table.index.slots()
+def write(file: Any, layout: RecordLayout, runs: Iterable[tuple[Keys, NDArray[np.void]]]) -> None:
+    """Keys and their records to an open file, a row group a run, of at most ROWS."""
     with pq.ParquetWriter(file, schema(layout), use_dictionary=False) as writer:
-        for first in range(0, len(slots), ROWS):
-            chosen = slots[first : first + ROWS]
-            writer.write_batch(to_arrow(layout, table.index.keys(chosen), table.records[chosen]))
+        for keys, records in runs:
+            writer.write_batch(to_arrow(layout, keys, records))
 
 
 def read(file: Any, layout: RecordLayout) -> Iterator[tuple[Keys, NDArray[np.void]]]:

@@ -14,11 +14,12 @@ import os
 import re
 import socket
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from crossrep import kafka, places
+from crossrep.cuts import Cut
 from crossrep.errors import DataError
 from crossrep.spec import Space
 
@@ -43,8 +44,15 @@ class Part(BaseModel):
     sha256: str
 
 
-class Kept(BaseModel):
-    """What every manifest says. `format` changes when an older reader would misunderstand it."""
+class Replayed(BaseModel):
+    """Of a snapshot that was not read from a changelog, but built (crossrep/replay.py): its parts have no offsets."""
+
+    source: str  # an archive's or files' URL
+    cut: Cut | None  # the rows are what was made of the events in front of it; None: nobody knows where they end
+
+
+class Manifest(BaseModel):
+    """What a snapshot is. `format` changes when an older reader would misunderstand it."""
 
     format: Literal[1] = 1
     id: str
@@ -53,26 +61,19 @@ class Kept(BaseModel):
     spec: dict[str, Any]
     created: datetime
     crossrep: str
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file, by its path within the folder."""
-        raise NotImplementedError
+    stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
+    parts: dict[str, list[Part]]  # by entity, in the order of partitions
+    replayed: Replayed | None = None
 
     def declared(self) -> Space:
         """The spec. Raises SpecError, DataError if this crossrep reads it differently."""
-        space = Space.from_dict(self.spec, source=f"{self.id} of space {self.space!r}")
+        space = Space.from_dict(self.spec, source=f"snapshot {self.id} of space {self.space!r}")
         if space.hash.hex() != self.spec_hash:
-            raise DataError(f"{self.id} of space {self.space!r} was written by crossrep {self.crossrep}: use that version")
+            raise DataError(f"snapshot {self.id} of space {self.space!r} was written by crossrep {self.crossrep}: use that version")
         return space
 
-
-class Manifest(Kept):
-    """What a snapshot is."""
-
-    stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
-    parts: dict[str, list[Part]]  # by entity, in the order of partitions
-
     def sizes(self) -> dict[str, int]:
+        """Bytes of every file, by its path within the folder."""
         return {part.path: part.bytes for parts in self.parts.values() for part in parts}
 
     @property
@@ -84,25 +85,21 @@ class Manifest(Kept):
         return sum(self.sizes().values())
 
 
-Described = TypeVar("Described", bound=Kept)
-
-
-class Folders(Generic[Described]):
-    """The folder of one space's snapshots, or of anything else that is written once and published by its manifest.
+class Store:
+    """The folder of one space's snapshots, or of what else is written once and published by a manifest (crossrep/training_sets.py).
 
     Args:
-        url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots; default: in CROSSREP_HOME.
+        url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots; default CROSSREP_HOME/snapshots.
 
     Raises:
         CrossrepError: the URL's protocol is unknown, or what it needs is not installed.
     """
 
-    what: str  # one of them
-    command: str  # that makes one
-    described: type[Described]
+    what, folder, command = "snapshot", "snapshots", "crossrep snapshot"
+    described: type[Manifest] = Manifest
 
     def __init__(self, url: str | None, space: str):
-        self.url = url or str(kafka.home() / self.what.replace(" ", "-")) + "s"
+        self.url = url or str(kafka.home() / self.folder)
         self.space = space
         self.fs, root = places.connect(self.url, f"{self.what}s")
         self.root = f"{root}/{space}"
@@ -115,7 +112,7 @@ class Folders(Generic[Described]):
         return "/".join((self.root, id, *inside))
 
     def ids(self) -> list[str]:
-        """Of all, finished or not, oldest first; whatever else lies there is left alone."""
+        """Of all snapshots, finished or not, oldest first; whatever else lies there is left alone."""
         self.fs.invalidate_cache()
         try:
             names = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
@@ -125,7 +122,7 @@ class Folders(Generic[Described]):
             raise self.unusable("listed", error) from error
         return sorted(name for name in names if started(name) is not None)
 
-    def manifest(self, id: str) -> Described | None:
+    def manifest(self, id: str) -> Manifest | None:
         """None: not published. Raises DataError if what is there is no manifest."""
         try:
             text = self.fs.cat_file(self.path(id, MANIFEST))
@@ -136,12 +133,12 @@ class Folders(Generic[Described]):
         except ValidationError as error:
             raise DataError(f"{self.path(id, MANIFEST)} is no manifest this crossrep can read: {error.errors()[0]['msg']}") from None
 
-    def published(self) -> list[Described]:
-        """Complete ones, oldest first; what cannot be read is logged."""
+    def published(self) -> list[Manifest]:
+        """Complete snapshots, oldest first; what cannot be read is logged."""
         return [found for id in self.ids() if (found := self._readable(id))]
 
-    def find(self, id: str | None = None) -> Described:
-        """A published one: by its id, or the newest.
+    def find(self, id: str | None = None) -> Manifest:
+        """A published snapshot: by its id, or the newest.
 
         Raises:
             DataError: there is none, or its files are not those of its manifest.
@@ -157,16 +154,16 @@ class Folders(Generic[Described]):
         self.refuse_incomplete(found)
         return found
 
-    def refuse_incomplete(self, manifest: Described) -> None:
+    def refuse_incomplete(self, manifest: Manifest) -> None:
         """Are all files there, as large as they were written? Raises DataError."""
-        for inside, bytes in manifest.sizes().items():
+        for inside, expected in manifest.sizes().items():
             path = self.path(manifest.id, inside)
             try:
                 size = self.fs.info(path)["size"]
             except FileNotFoundError:
                 size = None
-            if size != bytes:
-                found = "is gone" if size is None else f"has {size:,} bytes, not {bytes:,}"
+            if size != expected:
+                found = "is gone" if size is None else f"has {size:,} bytes, not {expected:,}"
                 raise DataError(
                     f"{self.what} {manifest.id} of space {self.space!r} is damaged, or was removed by another run's --keep: "
                     f"{path} {found}. "
@@ -174,7 +171,7 @@ class Folders(Generic[Described]):
                 )
 
     def begin(self, id: str) -> None:
-        """A folder for a new one, and in it who writes. Raises DataError if nothing can be written there."""
+        """A folder for a new snapshot, and in it who writes. Raises DataError if nothing can be written there."""
         writer = {"host": socket.gethostname(), "pid": os.getpid()}
         try:
             self.fs.makedirs(self.path(id), exist_ok=False)
@@ -182,7 +179,7 @@ class Folders(Generic[Described]):
         except Exception as error:
             raise self.unusable("written", error) from error
 
-    def publish(self, manifest: Described) -> None:
+    def publish(self, manifest: Manifest) -> None:
         """Make it visible, at once. Raises DataError if its files are not all there, or nothing can be written."""
         self.refuse_incomplete(manifest)
         try:
@@ -191,7 +188,7 @@ class Folders(Generic[Described]):
             raise self.unusable("written", error) from error
 
     def retain(self, keep: int | None) -> list[str]:
-        """Remove what crashed runs left, and all published ones but the newest `keep`. Returns the ids removed."""
+        """Remove what crashed runs left, and all published snapshots but the newest `keep`. Returns the ids removed."""
         ids, complete = self.ids(), [manifest.id for manifest in self.published()]
         kept = set(complete[-keep:] if keep else complete)
         removed = [id for id in ids if id not in kept and (id in complete or self._abandoned(id))]
@@ -212,7 +209,7 @@ class Folders(Generic[Described]):
     def unusable(self, what: str, error: Exception) -> DataError:
         return places.unusable(self.url, what, error)
 
-    def _readable(self, id: str) -> Described | None:
+    def _readable(self, id: str) -> Manifest | None:
         try:
             return self.manifest(id)
         except DataError as error:
@@ -236,12 +233,6 @@ class Folders(Generic[Described]):
         except (OSError, ValueError, KeyError, TypeError):
             return False
         return False
-
-
-class Store(Folders[Manifest]):
-    """Of snapshots."""
-
-    what, command, described = "snapshot", "crossrep snapshot", Manifest
 
 
 def new_id() -> str:

@@ -186,7 +186,7 @@ class Space(_Declared):
     def hash(self) -> bytes:
         """8 bytes over everything that gives vectors, weights and records their meaning.
 
-        The order of entities and columns is part of it, since records follow it; flush, history, combine and inputs are not: they may change.
+        The order of entities and columns is part of it, since records follow it. Flush, history, combine and inputs may change.
         """
         meaning = self.model_dump(exclude={"flush", "history", "combine", "inputs"})
         meaning["weights"] = sorted(self.weights.items())

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+import numpy as np
+from numpy.typing import NDArray
+
 from crossrep import changelog, parquet, spaces
 from crossrep.algebra import NEVER
 from crossrep.errors import CrossrepError
-from crossrep.snapshots import Manifest, Part, Store, new_id
+from crossrep.keys import Keys
+from crossrep.records import RecordLayout
+from crossrep.snapshots import Manifest, Part, Replayed, Store, new_id
 from crossrep.spaces import Published
 from crossrep.spec import Space
 from crossrep.table import RecordTable
@@ -40,16 +45,7 @@ def take(published: Published, bootstrap: str, store: Store, progressed: Progres
             parts[entity] = [part for part, _ in found]
             times[entity] = max((time for _, time in found if time > NEVER), default=None)
         changelog.refuse_changed(spaces.find(space.name, bootstrap), entities, bootstrap)
-        manifest = Manifest(
-            id=id,
-            space=space.name,
-            spec_hash=space.hash.hex(),
-            spec=space.toml_dict,
-            created=datetime.now(UTC),
-            crossrep=version("crossrep"),
-            stream_times=times,
-            parts=parts,
-        )
+        manifest = manifest_of(space, id, times, parts)
         store.publish(manifest)
     except BaseException:
         with suppress(CrossrepError):
@@ -58,28 +54,61 @@ def take(published: Published, bootstrap: str, store: Store, progressed: Progres
     return manifest
 
 
+def manifest_of(
+    space: Space, id: str, stream_times: dict[str, float | None], parts: dict[str, list[Part]], replayed: Replayed | None = None
+) -> Manifest:
+    return Manifest(
+        id=id,
+        space=space.name,
+        spec_hash=space.hash.hex(),
+        spec=space.toml_dict,
+        created=datetime.now(UTC),
+        crossrep=version("crossrep"),
+        stream_times=stream_times,
+        parts=parts,
+        replayed=replayed,
+    )
+
+
+def write_part(
+    store: Store, id: str, layout: RecordLayout, partition: int, runs: Iterable[tuple[Keys, NDArray[np.void]]], **offsets: int
+) -> Part:
+    """A partition's file. `offsets`: first_offset, end_offset and source_offset of its Part. Raises DataError: it cannot be written."""
+    inside, rows = f"{layout.entity}/part-{partition:05d}.parquet", 0
+
+    def counted() -> Iterator[tuple[Keys, NDArray[np.void]]]:
+        nonlocal rows
+        for keys, records in runs:
+            rows += len(keys)
+            yield keys, records
+
+    try:
+        store.fs.makedirs(store.path(id, layout.entity), exist_ok=True)
+        with store.fs.open(store.path(id, inside), "wb") as file:
+            hashed = parquet.Hashed(file)
+            parquet.write(hashed, layout, counted())
+    except OSError as error:
+        raise store.unusable("written", error) from error
+    return Part(path=inside, partition=partition, rows=rows, bytes=hashed.bytes, sha256=hashed.sha256, **offsets)
+
+
 def _take_part(space: Space, entity: str, number: int, bootstrap: str, store: Store, id: str, progressed: Progressed) -> tuple[Part, float]:
     """One partition's file, and the newest event time of its rows."""
     state = changelog.read(space, entity, number, bootstrap, progressed)
-    inside = f"{entity}/part-{number:05d}.parquet"
-    try:
-        store.fs.makedirs(store.path(id, entity), exist_ok=True)
-        with store.fs.open(store.path(id, inside), "wb") as file:
-            hashed = parquet.Hashed(file)
-            parquet.write(hashed, state.table)
-    except OSError as error:
-        raise store.unusable("written", error) from error
-    part = Part(
-        path=inside,
-        partition=number,
-        first_offset=state.first,
-        end_offset=state.end,
-        source_offset=int(_greatest(state.table, "source_offset", -1)),
-        rows=state.table.index.size,
-        bytes=hashed.bytes,
-        sha256=hashed.sha256,
-    )
+    offsets = {
+        "first_offset": state.first,
+        "end_offset": state.end,
+        "source_offset": int(_greatest(state.table, "source_offset", -1)),
+    }
+    part = write_part(store, id, state.table.layout, number, _runs(state.table), **offsets)
     return part, _greatest(state.table, "event_time", NEVER)
+
+
+def _runs(table: RecordTable) -> Iterator[tuple[Keys, NDArray[np.void]]]:
+    slots = table.index.slots()
+    for first in range(0, len(slots), parquet.ROWS):
+        chosen = slots[first : first + parquet.ROWS]
+        yield table.index.keys(chosen), table.records[chosen]
 
 
 def _greatest(table: RecordTable, field: str, least: float) -> float:

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from crossrep import kafka, parquet, sample_tables
-from crossrep.archive import Archive, Cut
+from crossrep.archive import Archive
 from crossrep.attach import MEMORY, Known, Moments, Used, attach, unknown
+from crossrep.cuts import Cut
 from crossrep.errors import CrossrepError, DataError
 from crossrep.extras import extra
-from crossrep.snapshots import Folders, Kept, new_id
+from crossrep.snapshots import Manifest, Part, Store, new_id
 from crossrep.spec import Space, infer_group
 
 with extra("analytics"):
@@ -53,8 +54,11 @@ class Attached(BaseModel):
     blurred: int  # samples whose next row is one of these, which may hold events from before the impression that were left out
 
 
-class TrainingSet(Kept):
+class TrainingSet(Manifest):
     """The manifest."""
+
+    stream_times: dict[str, float | None] = {}  # noqa: RUF012  pydantic copies it
+    parts: dict[str, list[Part]] = {}  # noqa: RUF012
 
     delay: float  # seconds before the impression from which on nothing is known
     since: float | None  # event times of the impressions, seconds since 1970: since <= event_time < until
@@ -62,7 +66,6 @@ class TrainingSet(Kept):
     samples: dict[int, tuple[int, int]]  # partition of samples.<space> -> first and next offset
     archive: str
     cut: Cut  # of the archive: what it held in front of it was used
-    rows: int
     clicked: int
     left_out: int  # samples whose impression is not in the archive yet
     entities: dict[str, Attached]
@@ -71,11 +74,22 @@ class TrainingSet(Kept):
     def sizes(self) -> dict[str, int]:
         return {file.path: file.bytes for file in self.files}
 
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
 
-class TrainingSets(Folders[TrainingSet]):
+
+class TrainingSets(Store):
     """The training sets of one space."""
 
-    what, command, described = "training set", "crossrep training-set", TrainingSet
+    what, folder, command = "training set", "training-sets", "crossrep training-set"
+    described = TrainingSet
+
+    def find(self, id: str | None = None) -> TrainingSet:
+        """As of snapshots."""
+        found = super().find(id)
+        assert isinstance(found, TrainingSet)
+        return found
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,6 @@ def make(
             samples=bounds,
             archive=archive.url,
             cut=cut,
-            rows=len(table),
             clicked=int(np.sum(table["label"].to_numpy())),
             left_out=left_out,
             entities=about,

@@ -43,36 +43,56 @@ def rows_of(
     moments = np.asarray(times, np.float64)
     if events.shape != (n,) or moments.shape != (n,):
         raise ValueError(f"{n} ids, but events of shape {events.shape} and times of shape {moments.shape}")
-    unknown = set(np.unique(events).tolist()) - set(space.weights)
-    if unknown:
-        raise ValueError(f"event {sorted(unknown)[0]!r} is not in the space's [weights]: {', '.join(space.weights)}")
-    if weights is None:
-        own = np.zeros(n)
-        for name, weight in space.weights.items():
-            own[events == name] = weight
-    else:
+    own = None
+    if weights is not None:
         own = np.asarray(weights, np.float64)
         if own.shape != (n,) or not ((own > 0) & (own <= frames.EVENT_WEIGHT_LIMIT)).all():
             raise ValueError(f"weights must be {n} numbers > 0 and <= {frames.EVENT_WEIGHT_LIMIT:g}")
-    # Rounded as they will travel, before anything is compared or merged: what `latest` keeps must not depend on who saw the full precision.
-    taking = space.entities[entity].columns
-    named = {column.source for column in taking.values() if column.dim}
-    vectors = {name: _rounded(np.asarray(array), space.vectors) for name, array in sources.items() if name in named}
+    kinds, codes = np.unique(events, return_inverse=True)
+    named = {column.source for column in space.entities[entity].columns.values() if column.dim}
+    vectors = {name: rounded(np.asarray(array), space.vectors) for name, array in sources.items() if name in named}
+    return rows_of_kinds(space, entity, ids if isinstance(ids, Keys) else Keys.of(ids), kinds.tolist(), codes, moments, vectors, own)
+
+
+def rows_of_kinds(
+    space: Space,
+    entity: str,
+    keys: Keys,
+    kinds: Sequence[str],
+    codes: NDArray[np.integer],
+    times: NDArray[np.float64],
+    sources: Mapping[str, NDArray[np.float32]],
+    weights: NDArray[np.float64] | None = None,
+) -> Rows:
+    """The same of events that are numbers, and vectors that are `rounded`.
+
+    Args:
+        kinds: names of the spec's [weights].
+        codes: by row, an index into `kinds`.
+
+    Raises:
+        ValueError: an event or shape is wrong; names it.
+    """
+    n = len(keys)
+    unknown = set(kinds) - set(space.weights)
+    if unknown:
+        raise ValueError(f"event {min(unknown)!r} is not in the space's [weights]: {', '.join(space.weights)}")
+    own = np.array([space.weights[kind] for kind in kinds])[codes] if weights is None else weights
     columns = {}
-    for name, column in taking.items():
-        taken = np.isin(events, column.events) if column.events else np.ones(n, np.bool_)
+    for name, column in space.entities[entity].columns.items():
+        taken = np.isin(kinds, column.events)[codes] if column.events else np.ones(n, np.bool_)
+        block = np.empty((n, 0), np.float32)
         if column.dim:
-            if column.source not in vectors or vectors[column.source].shape != (n, column.dim):
-                shape = vectors[column.source].shape if column.source in vectors else "nothing"
+            if column.source not in sources or sources[column.source].shape != (n, column.dim):
+                shape = sources[column.source].shape if column.source in sources else "nothing"
                 raise ValueError(f"{entity}.{name} needs source {column.source!r} of shape {(n, column.dim)}, got {shape}")
-            block = vectors[column.source]
-        else:
-            block = np.empty((n, 0), np.float32)
-        columns[name] = ColumnRows(block, own if column.aggregate == "decayed_mean" else np.ones(n), moments, taken)
-    return Rows(entity, ids if isinstance(ids, Keys) else Keys.of(ids), moments, np.ones(n, np.int64), columns)
+            block = sources[column.source]
+        columns[name] = ColumnRows(block, own if column.aggregate == "decayed_mean" else np.ones(n), times, taken)
+    return Rows(entity, keys, times, np.ones(n, np.int64), columns)
 
 
-def _rounded(vectors: NDArray[np.floating], dtype: str) -> NDArray[np.float32]:
+def rounded(vectors: NDArray[np.floating], dtype: str) -> NDArray[np.float32]:
+    """As they will travel, before anything is compared or merged: what `latest` keeps must not depend on who saw the full precision."""
     with np.errstate(over="ignore"):
         narrow = vectors.astype(dtype, copy=False)
     if narrow.dtype != np.float16:

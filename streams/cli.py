@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from crossrep import kafka
-from crossrep.cli import Seconds, bootstrap_option, cli, console, resolve, space_option
+from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
+from crossrep.cli_archive import Duration
 from streams import cli_operations as cli_operations  # adds the operators' commands
 
 if TYPE_CHECKING:
@@ -250,6 +251,36 @@ def infer(space: str, folder: Path, threads: int, dtype: str, verbose: bool, boo
 
 
 @cli.command()
+@click.argument("files")
+@click.option("--model", "folder", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder `train` wrote.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder for files of the same names.")
+@space_option
+@bootstrap_option
+def represent(files: str, folder: Path, out: Path, space: str, bootstrap: str | None) -> None:
+    """Parquet of events → Parquet of samples, for a replay: crossrep represent 'events/*.parquet' --model MODEL --out samples --space NAME.
+
+    The model's outputs are added to the columns user_id, item_id, event, event_time, scenario and branch. Features are those published
+    now. Then: crossrep replay 'samples/*.parquet' --into NAME
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from models import upstream
+    from streams import represent as representing
+
+    address = kafka.bootstrap_servers(bootstrap)
+    columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def progressed(events: int, total: int) -> None:
+            bar.update(task, total=total)
+            bar.advance(task, events)
+
+        total = representing.represent(files, resolve(space, address), upstream.load(folder), address, out, progressed)
+    console.print(f"{total:,} samples in {out}")
+
+
+@cli.command()
 @click.argument("space")
 @_worker_options(6068)
 @_pipeline_options
@@ -313,8 +344,8 @@ def fold(
 @cli.command()
 @click.argument("space")
 @_worker_options(6069)
-@click.option("--window", type=Seconds(), default="30m", show_default=True, help="A click labels an impression for so long.")
-@click.option("--lateness", type=Seconds(), default="30m", show_default=True, help="How late an event may be; costs memory.")
+@click.option("--window", type=Duration(), default="30m", show_default=True, help="A click labels an impression for so long.")
+@click.option("--lateness", type=Duration(), default="30m", show_default=True, help="How late an event may be; costs memory.")
 @click.option("--start", type=click.Choice(["earliest", "latest"]), help="Where to begin without offsets in a space that has samples.")
 @click.option("--session-timeout", default=10.0, show_default=True, help="Seconds of silence after which partitions move.")
 def samples(space: str, verbose: bool, bootstrap: str | None, name: str | None, **options: Any) -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from crossrep import archive_columns
 from crossrep.aggregates import combine
-from crossrep.archive import About, Archive, Cut
+from crossrep.archive import About, Archive
 from crossrep.archive_columns import Frame
 from crossrep.attach import Known, Moments, Used, attach, unknown
+from crossrep.cuts import Cut
 from crossrep.keys import Keys
 from crossrep.rows import Rows
 from crossrep.spec import Space

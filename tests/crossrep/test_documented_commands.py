@@ -1,18 +1,20 @@
-"""Every command that docs/snapshots.md and the README's part on it show is run, in their order, on a space with users and items."""
+"""Every command that docs/snapshots.md, docs/archive.md and the README's part on snapshots show is run, in their order."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from snapshot_world import Changelog
 
 import streams.cli  # noqa: F401  adds the workers' commands
+from crossrep import kafka
 from crossrep.cli import cli
-from tests.cluster import ROOT, SPEC, new_space
+from tests.cluster import ROOT, SPEC, Load, new_space
 
 
 def commands(text: str) -> list[list[str]]:
@@ -33,11 +35,34 @@ def test_they_do_what_they_say(bootstrap: str, tmp_path: Path, monkeypatch: pyte
     readme = (ROOT / "README.md").read_text().partition("**Analyse**")[2].partition("**Write**")[0]
     shown = commands(readme) + commands((ROOT / "docs" / "snapshots.md").read_text())
     assert len(shown) > 8
+    run_all(shown, space.name, bootstrap, monkeypatch)
+    assert (tmp_path / "users.csv").read_text().count("\n") == 31
+
+
+def run_all(shown: list[list[str]], name: str, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in shown:
-        words = [word.replace("kuairand-v1", space.name).replace("kuairand-v2", second) for word in words]
+        words = [word.replace("kuairand-v1", name).replace("kuairand-v2", f"{name}-2") for word in words]
         if words[0] == "export":
             monkeypatch.setenv(*words[1].split("="))
             continue
         done = CliRunner().invoke(cli, words[1:], env={"KAFKA_BOOTSTRAP": bootstrap})
         assert done.exit_code == 0, (words, done.output, done.exception)
-    assert (tmp_path / "users.csv").read_text().count("\n") == 31
+
+
+def test_those_of_the_archive(bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space, _ = new_space(bootstrap, tmp_path, partitions=2)
+    Load(space, bootstrap).send(300)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CROSSREP_HOME", str(tmp_path))
+    second = SPEC.replace('half_life = "1h"', 'half_life = "2h"').format(name=f"{space.name}-2", partitions=3)
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "spaces" / f"{space.name}-2.toml").write_text(second)
+    text = (ROOT / "docs" / "archive.md").read_text()
+    shown = commands(text)
+    assert len(shown) > 6
+    run_all(shown, space.name, bootstrap, monkeypatch)
+    assert sum(end for _, end in kafka.bounds(bootstrap, f"frames.{space.name}-2").values()) > 0
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block.replace("kuairand-v1", space.name), names)
+    assert names["run"].rows.entity == "user"

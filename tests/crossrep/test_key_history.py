@@ -11,6 +11,8 @@ from click.testing import CliRunner
 from confluent_kafka import TopicPartition
 
 from crossrep import FrameWriter, LocalView, SpaceError, forget, frames, kafka
+from crossrep.archive import Archive
+from crossrep.archiving import archive
 from crossrep.cli import cli
 from crossrep.forget import Forget
 from crossrep.key_history import EXPIRED, FOLDED, FORGOTTEN, WAITS, KeyHistory, history
@@ -97,9 +99,17 @@ def test_all_that_can_happen(bootstrap: str, workers: Workers, tmp_path: Path) -
     with pytest.raises(SpaceError, match="no entity 'advertiser'"):
         history(space, "advertiser", b"17", bootstrap)
 
+    store = Archive(str(tmp_path / "archive"), space.name)
+    archive(space.name, bootstrap, store)
+
     # Frames that retention has deleted.
     admin, place = kafka.admin(bootstrap), TopicPartition(space.frames_topic, partition, last.offset + 1)
     admin.delete_records([place])[place].result(30)
     late = history(space, "user", b"17", bootstrap)
     assert late.first == last.offset + 1 and late.happened == [] and late.older == 2
     assert "2 of them are of frames that are not retained" in run("history", "user", "17")
+    # The archive has them still, but for those from before the order to forget.
+    assert "+2 → 2" in run("history", "user", "17", "--archive", store.url)
+    whole = history(space, "user", b"17", bootstrap, earlier=lambda number, before: store.of_key("user", b"17", number, before))
+    assert what(whole) == [FOLDED] and whole.older == 0 and whole.first == last.offset
+    assert whole.happened[0].after is not None and whole.happened[0].after["cr"].tobytes() == held["cr"].tobytes()

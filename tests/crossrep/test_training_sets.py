@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from confluent_kafka import TopicPartition
 
 import crossrep
-from crossrep import groups, kafka, leaks
+from crossrep import kafka, leaks
 from crossrep.archive import Archive
 from crossrep.archiving import archive
 from crossrep.errors import DataError
@@ -65,7 +66,9 @@ def world(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> World:
         producer.produce(space.samples_topic, CODEC.encode(sample), sample["user_id"])
         last[sample["sample_id"]] = sample
     assert producer.flush(30) == 0
-    groups.move(bootstrap, infer_group(space), {space.inputs.impressions: {0: 500}})
+    infer = kafka.consumer(bootstrap, infer_group(space))
+    infer.commit(offsets=[TopicPartition(space.inputs.impressions, 0, 500)], asynchronous=False)
+    infer.close()
     store = Archive(str(folder / "archive"), space.name)
     archive(space.name, bootstrap, store)
     known = sorted((s for s in last.values() if int(s["sample_id"][2:]) < 500), key=lambda s: (s["event_time"], s["sample_id"]))

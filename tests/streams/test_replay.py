@@ -1,0 +1,161 @@
+"""Replay and hand-over while events flow and everything of the old space is killed: every event counts once in the new one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from click.testing import CliRunner
+from confluent_kafka import Message, TopicPartition
+
+import streams.cli  # noqa: F401  adds the workers' commands
+from crossrep import LocalView, kafka
+from crossrep.cli import cli
+from crossrep.records import RecordLayout
+from crossrep.snapshots import Store
+from crossrep.spec import Space
+from schemas import codec
+from streams import topics
+from tests.cluster import Workers, new_space, prove, settled, wait_for
+from tests.crossrep.snapshot_world import rows
+from tests.streams.small_model import SPEC, Feed, inferred, small_dataset, small_model, start_infer
+
+
+def sibling(space: Space, path: Path, name: str, partitions: int) -> tuple[Space, Path]:
+    """A space of another name and number of partitions that reads the same events."""
+    text = path.read_text().replace(f'name = "{space.name}"', f'name = "{name}"')
+    other = path.parent / f"{name}.toml"
+    other.write_text(text.replace(f"partitions = {space.partitions}", f"partitions = {partitions}"))
+    return Space.load(other), other
+
+
+def counts(space: Space, bootstrap: str, entity: str) -> dict[str, int]:
+    with LocalView(entity, space.name, bootstrap) as view:
+        view.wait(60)
+        ids = sorted(view.ids())
+        return dict(zip(ids, view.get(ids).counts.tolist()))
+
+
+def vectors(space: Space, bootstrap: str, entity: str, ids: list[str]) -> np.ndarray:
+    with LocalView(entity, space.name, bootstrap) as view:
+        view.wait(60)
+        return np.hstack([values.vectors for values in view.get(ids).values()])
+
+
+def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path, SPEC)
+    new, new_path = sibling(space, path, f"{space.name}-new", 3)
+    topics.create(new, bootstrap)
+    feed, store = Feed(space, small_dataset(), bootstrap), str(tmp_path / "archive")
+    flowing = threading.Event()
+
+    def flow() -> None:
+        while not flowing.is_set():
+            feed.send(20)
+            time.sleep(0.03)
+
+    starts = {
+        "infer": lambda: start_infer(workers, path, "i0"),
+        "fold": lambda: workers.fold(path, "f0"),
+        "archive": lambda: workers.start("archive", space.name, "--to", store, "--follow", "--every", "100ms"),
+    }
+    running = {name: start() for name, start in starts.items()}
+    thread = threading.Thread(target=flow)
+    thread.start()
+    try:
+        random = np.random.default_rng(1)
+        cuts = Path(store) / space.name / "_cuts"
+        wait_for(lambda: any(cuts.glob("*.json")) and feed.events > 500, "a first cut")
+        for name in ("archive", "infer", "archive", "fold", "infer", "archive"):
+            time.sleep(random.random())
+            running[name].kill()
+            running[name].wait()
+            running[name] = starts[name]()
+        known = {cut.name for cut in cuts.glob("*.json")}
+        at = feed.events
+        wait_for(
+            lambda: feed.events > at + 200 and any(cut.name not in known for cut in cuts.glob("*.json")), f"a new cut {workers.logs()}"
+        )
+        command = [
+            "replay",
+            space.name,
+            "--into",
+            new.name,
+            "--archive",
+            store,
+            "--to",
+            str(tmp_path / "snapshots"),
+            "--bootstrap",
+            bootstrap,
+        ]
+        done = CliRunner().invoke(cli, command)
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert f"crossrep infer {new.name} begins at {space.inputs.impressions}" in done.output
+        again = CliRunner().invoke(cli, command, catch_exceptions=False)
+        assert again.exit_code == 0 and "0 rows written" in again.output
+        started = at_least(space, new, bootstrap)
+        assert 0 < started < feed.events  # there is something in front of the cut, and behind it
+        start_infer(workers, new_path, "n0")
+        workers.fold(new_path, "m0")
+        time.sleep(1)
+    finally:
+        flowing.set()
+        thread.join()
+    for one in (space, new):
+        wait_for(lambda one=one: inferred(one, bootstrap) and settled(one, bootstrap), f"all is folded {workers.logs()}", 60)
+    prove(new, bootstrap, feed.counts)
+    for entity in space.entities:
+        expected = counts(space, bootstrap, entity)
+        assert counts(new, bootstrap, entity) == expected
+        some = list(expected)[:200]
+        np.testing.assert_allclose(vectors(new, bootstrap, entity, some), vectors(space, bootstrap, entity, some), rtol=1e-2, atol=1e-2)
+    # The same from files of the events, through the model again.
+    inputs = [space.inputs.impressions, space.inputs.clicks]
+    events = [message_event(space, message) for topic in inputs for message in all_of(topic, bootstrap)]
+    pq.write_table(pa.Table.from_pylist(events), tmp_path / "events.parquet")
+    made = ["represent", str(tmp_path / "events.parquet"), "--model", str(small_model()), "--out", str(tmp_path / "samples")]
+    fill = ["replay", str(tmp_path / "samples"), "--into", str(new_path), "--only-snapshot", "--to", str(tmp_path / "files")]
+    for command_line in ([*made, "--space", space.name, "--bootstrap", bootstrap], [*fill, "--bootstrap", bootstrap]):
+        ran = CliRunner().invoke(cli, command_line)
+        assert ran.exit_code == 0, (ran.output, ran.exception)
+    snapshots = Store(str(tmp_path / "files"), new.name)
+    for entity in space.entities:
+        layout = RecordLayout(new, entity)
+        kept = {key.decode(): layout.decode([value])[0] for key, value in rows(snapshots, snapshots.find(), entity).items()}
+        assert {key: int(record["count"]) for key, record in kept.items()} == counts(space, bootstrap, entity)
+        some = list(kept)[:100]
+        found = np.array([np.hstack([kept[id][name] for name, column in layout.columns.items() if column.dim]) for id in some])
+        np.testing.assert_allclose(found, vectors(space, bootstrap, entity, some), rtol=1e-2, atol=1e-2)
+    # Whoever repeats it now is told that the space is in use.
+    refused = CliRunner().invoke(cli, command)
+    assert "are running" in str(refused.exception)
+
+
+def at_least(space: Space, new: Space, bootstrap: str) -> int:
+    """Events in front of the cut, as the new space's group was set."""
+    client = kafka.consumer(bootstrap, f"infer.{new.name}")
+    try:
+        names = [space.inputs.impressions, space.inputs.clicks]
+        parts = [
+            TopicPartition(topic, number) for topic in names for number in client.list_topics(topic, timeout=30).topics[topic].partitions
+        ]
+        return sum(max(part.offset, 0) for part in kafka.committed(client, parts))
+    finally:
+        client.close()
+
+
+def all_of(topic: str, bootstrap: str) -> Iterator[Message]:
+    return kafka.messages(bootstrap, topic, kafka.bounds(bootstrap, topic))
+
+
+def message_event(space: Space, message: Message) -> dict[str, Any]:
+    kind = "click" if message.topic() == space.inputs.clicks else "impression"
+    event = codec(kind).decode(message.value())
+    named = {name: event[name] for name in ("user_id", "item_id", "scenario", "branch")}
+    return {**named, "event": kind, "event_time": event["event_time"] / 1000}
