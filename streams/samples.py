@@ -14,10 +14,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from crossrep import kafka
 from crossrep.errors import TopicError
 from crossrep.spec import Space
-from state.samples import SamplesPartition, Settings, group_of
+from state.samples import SamplesPartition
+from state.samples_progress import Settings, group_of
 from streams import metrics, topics
 from streams.fetch import Run
-from streams.owner import Membership, Owner
+from streams.membership import Membership
+from streams.owner import Owner
 
 log = logging.getLogger(__name__)
 
