@@ -45,7 +45,7 @@ class Samples:
         partitions = _partitions(space, bootstrap)
         self._space = space
         self._settings = Settings(space, bootstrap, round(options.window * 1000), round(options.lateness * 1000), options.start)
-        self._paused: set[tuple[int, int]] = set()  # partition, which input
+        self._paused: dict[tuple[int, int], int] = {}  # partition and which input -> the flow in which it was paused
         folder = options.folder / space.name / options.name
         inputs = self._settings.inputs
         member = Membership(group_of(space), inputs, partitions, bootstrap, options.name, folder, options.session_timeout)
@@ -57,9 +57,9 @@ class Samples:
         partition.take_in(message)
         for which, ahead in enumerate(partition.ahead):
             place = (run.partition, which)
-            if ahead != (place in self._paused):
-                self._paused ^= {place}
-                self.owner.fetch.pause(message.topic() if ahead else self._settings.inputs[which], run.partition, ahead)
+            if ahead != (self._paused.get(place) == run.flow):
+                self.owner.fetch.pause(self._settings.inputs[which], run.partition, ahead)
+                self._paused[place] = run.flow if ahead else -1
         if partition.full:
             await self.owner.flush(run.partition)
 
