@@ -26,6 +26,7 @@ from state.samples_progress import Progress, Settings, group_of
 
 TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
 AHEAD = 10_000  # events of one topic that may wait for the other's
+LETTERS = 8 << 20  # bytes of dead letters that wait for a flush before the next event does
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class SamplesPartition:
         self._waiting: tuple[deque[Message], deque[Message]] = (deque(), deque())
         self._ended = [False, False]
         self._letters: list[bytes] = []
+        self._letter_bytes = 0
         self._flushed = at
         self._heard = time.monotonic()
         self.restored = "nothing"
@@ -161,13 +163,14 @@ class SamplesPartition:
     def _refuse(self, message: Message, error: BadRecord) -> None:
         letter = dead_letters.encode(message.topic(), message.partition(), message.offset(), message.key(), message.value(), error)
         self._letters.append(letter)
+        self._letter_bytes += len(letter)
 
     # --- flushing ---
 
     @property
     def full(self) -> bool:
         """Should a flush come before more events?"""
-        return self.join.pending + len(self._letters) > 2 * AHEAD
+        return self.join.pending > 2 * AHEAD or self._letter_bytes > LETTERS
 
     @property
     def unflushed(self) -> bool:
@@ -185,12 +188,11 @@ class SamplesPartition:
             self.join.close()
         samples, lost = self.join.take()
         for click in lost:
-            named = f"impression {click.key[0]!r} of user {click.key[1]!r} and item {click.key[2]!r}"
-            error = BadEvent(
-                "impression", f"{named} has not come, or was more than --window before" if click.key[0] else "names no impression"
-            )
+            id, user, item = click.key
+            named = f"impression {id!r} of user {user!r} and item {item!r} has not come, or not within --window before the click"
+            error = BadEvent("impression", named if id else "the click names no impression")
             self._refuse(click.message, error)
-        letters, self._letters = self._letters, []
+        letters, self._letters, self._letter_bytes = self._letters, [], 0
         starts = [start if start is not None else taken for start, taken in zip(self.join.starts, self._taken)]
         positions = (self._taken[0], self._taken[1])
         progress = Progress((starts[0], starts[1]), positions, self.join.marks, self.join.open > 0)
