@@ -15,7 +15,8 @@ Offsets = dict[str, dict[int, int]]  # topic -> partition -> the next message to
 
 def refuse_active(bootstrap: str, group: str) -> None:
     """Raises StateError if the group has members; names them."""
-    about = kafka.admin(bootstrap).describe_consumer_groups([group])[group].result()
+    admin = kafka.admin(bootstrap)  # held: what a client that is gone was asked is never answered
+    about = admin.describe_consumer_groups([group], request_timeout=kafka.REQUEST_TIMEOUT)[group].result()
     if about.state not in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD, ConsumerGroupState.UNKNOWN):
         names = ", ".join(sorted(member.group_instance_id or member.member_id for member in about.members)) or "joining just now"
         raise StateError(
@@ -53,7 +54,8 @@ def offsets(bootstrap: str, group: str) -> Offsets:
 def move(bootstrap: str, group: str, to: Offsets) -> None:
     """Set a group's offsets. Raises KafkaException: somebody is in it, or the cluster is away."""
     places = [TopicPartition(topic, number, offset) for topic, numbers in to.items() for number, offset in numbers.items()]
-    for future in kafka.admin(bootstrap).alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values():
+    admin = kafka.admin(bootstrap)
+    for future in admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values():
         for part in future.result().topic_partitions:
             if part.error is not None:
                 raise KafkaException(part.error)
