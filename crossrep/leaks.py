@@ -98,7 +98,7 @@ def _seconds(sample: dict[str, Any]) -> float:
 
 def _past(rows: list[Row], at: float, delay: float, expire_after: float | None) -> list[Row]:
     """The rows that may be known: of events strictly earlier, since the key last began anew; by time."""
-    before = at - max(0.0, delay)  # a set made with less than no delay knows the future
+    before = (round(at * 1000) - round(max(0.0, delay) * 1000)) / 1000  # a set made with less than no delay knows the future
     past = sorted(((part, i) for part, i in rows if part.times[i] < before), key=lambda row: float(row[0].times[row[1]]))
     times = [*(float(part.times[i]) for part, i in past), at]
     begins = [n + 1 for n in range(len(past)) if expire_after is not None and times[n + 1] - times[n] > expire_after]

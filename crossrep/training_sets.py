@@ -128,9 +128,7 @@ def make(
         raise DataError(f"the archive in {archive.url} is of another spec than the published space {space.name!r}")
     cut = archive.cut()
     if cut is None:
-        raise DataError(
-            f"the archive in {archive.url} was never complete up to any event: crossrep archive {space.name} --to {archive.url}"
-        )
+        raise DataError(f"the archive in {archive.url} has no cut: crossrep archive {space.name} --to {archive.url} makes one")
     bounds = kafka.bounds(bootstrap, space.samples_topic)
     total = sum(end - first for first, end in bounds.values())
     since, until = (None if time is None else round(time.timestamp() * 1000) for time in (chosen.since, chosen.until))
