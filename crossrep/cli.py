@@ -13,7 +13,7 @@ from rich.table import Table
 
 from crossrep import spaces
 from crossrep.errors import CrossrepError
-from crossrep.spec import Space, parse_duration
+from crossrep.spec import Space
 from crossrep.view import LocalView
 
 console = Console(width=None if sys.stdout.isatty() else 130)  # not the 80 columns rich assumes of a pipe
@@ -35,10 +35,12 @@ The flow, and the commands in the order you meet them:
   crossrep sql "select ..."              SQL over a snapshot
   crossrep drift                         what moved between two snapshots
   crossrep history user 17               what happened to a key
-  crossrep samples SPACE                 impressions and clicks → labelled samples
   crossrep import SPACE --into NAME      seed a new space with a snapshot
   crossrep archive SPACE                 keep all samples as Parquet
   crossrep replay SPACE --into NAME      fill a new space from the archive, and hand over to the live stream
+  crossrep samples SPACE                 impressions and clicks → labelled samples
+  crossrep training-set SPACE            samples, with what was known before each, as Parquet
+  crossrep leaks SPACE                   does a training set know the future?
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order
@@ -65,20 +67,6 @@ bootstrap_option = click.option(
 space_option = click.option(
     "--space", required=True, envvar="CROSSREP_SPACE", metavar="NAME", help="A published space, such as kuairand-v1."
 )
-
-
-class Seconds(click.ParamType):
-    """A duration as in a spec, such as 30m or 1s; its seconds."""
-
-    name = "duration"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            return 0.0 if value == "0" else parse_duration(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is {error}", param, ctx)
 
 
 def resolve(space: str, bootstrap: str | None) -> Space:
@@ -192,6 +180,7 @@ def main() -> None:
 
 from crossrep import cli_analysts as cli_analysts  # noqa: E402  adds the analysts' commands to those above
 from crossrep import cli_archive as cli_archive  # noqa: E402
+from crossrep import cli_samples as cli_samples  # noqa: E402
 
 if __name__ == "__main__":
     main()

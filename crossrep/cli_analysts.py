@@ -19,14 +19,15 @@ from crossrep.errors import DataError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def place_option(*names: str) -> Callable[[Command], Command]:
-    """Where snapshots lie."""
+def place_option(*names: str, folder: str = "snapshots") -> Callable[[Command], Command]:
+    """Where snapshots lie, or what else has a folder of its own in CROSSREP_HOME."""
+    variable = f"CROSSREP_{folder.upper().replace('-', '_')}"
     return click.option(
         *names,
         "url",
-        envvar="CROSSREP_SNAPSHOTS",
+        envvar=variable,
         metavar="URL",
-        help="A folder, or an URL such as s3://bucket/snapshots. Default: CROSSREP_SNAPSHOTS, or CROSSREP_HOME/snapshots.",
+        help=f"A folder, or an URL such as s3://bucket/{folder}. Default: {variable}, or CROSSREP_HOME/{folder}.",
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from crossrep.attach import valid
 from crossrep.extras import extra
 from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Column
-from crossrep.training_sets import TrainingSet, TrainingSets, attached_entities, names_of
+from crossrep.training_sets import Progressed, TrainingSet, TrainingSets, attached_entities, names_of
 
 with extra("analytics"):
     import pyarrow.parquet as pq
@@ -26,7 +26,6 @@ with extra("analytics"):
 TOLERANCE = 1e-5  # of a vector's length, and of a weight: vectors are stored in float32
 
 Row = tuple[Rows, int]  # a row of many
-Progressed = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def check(
     archive: Archive,
     rows: int = 1000,
     seed: int = 0,
-    progressed: Progressed = lambda done, total: None,
+    progressed: Progressed = lambda what, done, total: None,
 ) -> tuple[int, list[Finding]]:
     """Check that many samples, chosen at random, or all if there are fewer. Returns how many, and what is wrong with them.
 
@@ -58,15 +57,14 @@ def check(
     space = made.declared()
     chosen = np.sort(np.random.default_rng(seed).permutation(made.rows)[:rows])
     samples, names, findings = _samples(store, made, chosen), names_of(space), []
-    entities = attached_entities(space)
-    for nth, (entity, field) in enumerate(entities.items()):
+    for entity, field in attached_entities(space).items():
         known = _archived(archive, made, entity, {sample[field].encode() for sample in samples})
         columns = {name: (names[entity, name], column) for name, column in space.entities[entity].columns.items()}
-        for done, sample in enumerate(samples):
+        for sample in samples:
             past = _past(known.get(sample[field].encode(), []), _seconds(sample), made.delay, space.entities[entity].expire_after)
             for problem, future in _problems(entity, columns, sample, past):
                 findings.append(Finding(sample["sample_id"], entity, sample[field], problem, future))
-            progressed(nth * len(samples) + done + 1, len(entities) * len(samples))
+            progressed(entity, 1, len(samples))
     return len(samples), findings
 
 
@@ -100,7 +98,7 @@ def _seconds(sample: dict[str, Any]) -> float:
 
 def _past(rows: list[Row], at: float, delay: float, expire_after: float | None) -> list[Row]:
     """The rows that may be known: of events strictly earlier, since the key last began anew; by time."""
-    before = at - max(0.0, delay)  # a set made with less than no delay knows the future
+    before = (round(at * 1000) - round(max(0.0, delay) * 1000)) / 1000  # a set made with less than no delay knows the future
     past = sorted(((part, i) for part, i in rows if part.times[i] < before), key=lambda row: float(row[0].times[row[1]]))
     times = [*(float(part.times[i]) for part, i in past), at]
     begins = [n + 1 for n in range(len(past)) if expire_after is not None and times[n + 1] - times[n] > expire_after]

@@ -95,6 +95,7 @@ class Space(_Declared):
     flush: Duration = 0.2
     history: Duration = 3 * 3600.0  # how far back `crossrep rewind` can go
     vectors: Literal["float16", "float32"] = "float16"  # of vectors in frames; records always carry float32
+    combine: bool = True  # rows of one key in a batch are merged on the way; if not, an archive can be cut between any two events
     weights: dict[Name, Weight] = Field(default={"impression": 1.0, "click": 1.0}, min_length=1)
     inputs: Inputs = Inputs()
     entities: dict[Name, Entity] = Field(min_length=1)
@@ -169,6 +170,8 @@ class Space(_Declared):
         """The spec as it would be declared: durations as text, defaults written out."""
         declared = self.model_dump(exclude_none=True)
         declared["flush"], declared["history"] = _text_duration(self.flush), _text_duration(self.history)
+        if self.combine:
+            del declared["combine"]  # of which older readers know nothing
         for entity in declared["entities"].values():
             if "expire_after" in entity:
                 entity["expire_after"] = _text_duration(entity["expire_after"])
@@ -183,9 +186,9 @@ class Space(_Declared):
     def hash(self) -> bytes:
         """8 bytes over everything that gives vectors, weights and records their meaning.
 
-        The order of entities and columns is part of it, since records follow it; flush, history and inputs are not, since they may change.
+        The order of entities and columns is part of it, since records follow it. Flush, history, combine and inputs may change.
         """
-        meaning = self.model_dump(exclude={"flush", "history", "inputs"})
+        meaning = self.model_dump(exclude={"flush", "history", "combine", "inputs"})
         meaning["weights"] = sorted(self.weights.items())
         for name, entity in meaning["entities"].items():
             entity["key"] = self.key_field(name)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from crossrep import kafka, parquet, samples
+from crossrep import kafka, parquet, sample_tables
 from crossrep.archive import Archive
 from crossrep.attach import MEMORY, Known, Moments, Used, attach, unknown
 from crossrep.cuts import Cut
@@ -63,7 +63,6 @@ class TrainingSet(Dated):
     samples: dict[int, tuple[int, int]]  # partition of samples.<space> -> first and next offset
     archive: str
     cut: Cut  # of the archive: what it held in front of it was used
-    rows: int
     clicked: int
     left_out: int  # samples whose impression is not in the archive yet
     entities: dict[str, Attached]
@@ -71,6 +70,10 @@ class TrainingSet(Dated):
 
     def sizes(self) -> dict[str, int]:
         return {file.path: file.bytes for file in self.files}
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
 
 
 class TrainingSets(DatedFolders[TrainingSet]):
@@ -90,7 +93,7 @@ class Chosen:
 
 def attached_entities(space: Space) -> dict[str, str]:
     """The entities whose key a sample has: entity -> its field."""
-    return {entity: space.key_field(entity) for entity in space.entities if space.key_field(entity) in samples.SCHEMA.names}
+    return {entity: space.key_field(entity) for entity in space.entities if space.key_field(entity) in sample_tables.SCHEMA.names}
 
 
 def make(
@@ -115,13 +118,11 @@ def make(
         raise DataError(f"the archive in {archive.url} is of another spec than the published space {space.name!r}")
     cut = archive.cut()
     if cut is None:
-        raise DataError(
-            f"the archive in {archive.url} was never complete up to any event: crossrep archive {space.name} --to {archive.url}"
-        )
+        raise DataError(f"the archive in {archive.url} has no cut: crossrep archive {space.name} --to {archive.url} makes one")
     bounds = kafka.bounds(bootstrap, space.samples_topic)
     total = sum(end - first for first, end in bounds.values())
     since, until = (None if time is None else round(time.timestamp() * 1000) for time in (chosen.since, chosen.until))
-    table = samples.read(space, bootstrap, bounds, since, until, lambda done: progressed("samples", done, total))
+    table = sample_tables.read(space, bootstrap, bounds, since, until, lambda done: progressed("samples", done, total))
     table, left_out = _archived_only(table, space, cut)
     store.begin(id := new_id())
     try:
@@ -146,7 +147,6 @@ def make(
             samples=bounds,
             archive=archive.url,
             cut=cut,
-            rows=len(table),
             clicked=int(np.sum(table["label"].to_numpy())),
             left_out=left_out,
             entities=about,
@@ -210,7 +210,7 @@ def names_of(space: Space) -> dict[tuple[str, str], str]:
     for entity in attached_entities(space):
         for column in space.entities[entity].columns:
             name = f"{entity}_{column}"
-            taken = [*samples.SCHEMA.names, f"{entity}_found", *names.values()]
+            taken = [*sample_tables.SCHEMA.names, f"{entity}_found", *names.values()]
             while name in taken:
                 name += "_"
             names[entity, column] = name
@@ -219,7 +219,7 @@ def names_of(space: Space) -> dict[tuple[str, str], str]:
 
 def schema(space: Space) -> Any:
     """The Arrow schema of a set's files."""
-    fields, names = list(samples.SCHEMA), names_of(space)
+    fields, names = list(sample_tables.SCHEMA), names_of(space)
     for entity in attached_entities(space):
         about = {"found": pa.bool_(), "count": pa.int64(), "event_time": pa.timestamp("us", "UTC")}
         fields += [pa.field(f"{entity}_{name}", kind) for name, kind in about.items()]
@@ -259,7 +259,7 @@ def _write(space: Space, table: Any, known: dict[str, Known], store: TrainingSet
                 ) as writer:
                     for start in range(first, end, parquet.ROWS):
                         rows = slice(start, min(start + parquet.ROWS, end))
-                        own = [table[name][rows].combine_chunks() for name in samples.SCHEMA.names]
+                        own = [table[name][rows].combine_chunks() for name in sample_tables.SCHEMA.names]
                         writer.write_batch(pa.record_batch([*own, *_columns(space, known, rows)], layout))
                         progressed("writing", rows.stop - rows.start, len(table))
         except OSError as error:

@@ -113,17 +113,17 @@ class FrameWriter:
     Args:
         space: the name of a published space.
         name: stable and unique among running writers; a second writer of the same name fences the first.
-        combine: merge rows of one key before writing; fewer bytes, the same state.
+        combine: merge rows of one key before writing; fewer bytes, the same state. Default: as the space declares.
 
     Raises:
         SpaceError: no such space.
         CrossrepError: the cluster does not answer.
     """
 
-    def __init__(self, space: str, name: str, bootstrap: str | None = None, combine: bool = True):
+    def __init__(self, space: str, name: str, bootstrap: str | None = None, combine: bool | None = None):
         address = kafka.bootstrap_servers(bootstrap)
         self.space = spaces.find(space, address).space
-        self._combine = combine
+        self._combine = self.space.combine if combine is None else combine
         self._pending: list[tuple[int, bytes]] = []
         self._producer = kafka.transactional_producer(address, f"frames.{space}.{name}", timeout=10.0)
         try:

@@ -7,58 +7,26 @@ positions and the join's marks.
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Message, Producer, TopicPartition
 
 from crossrep import kafka
-from crossrep.errors import BadEvent, BadRecord, StateError
+from crossrep.errors import BadEvent, BadRecord
 from crossrep.keys import Keys
 from crossrep.samples import CODEC
-from crossrep.spec import Space
 from schemas import codec
 from schemas.events import check_event
-from state import dead_letters, faults
-from state.join import Impression, Join, Marks, Stats
-
-log = logging.getLogger(__name__)
+from state import dead_letters, faults, samples_progress
+from state.join import Impression, Join, Stats
+from state.samples_progress import Progress, Settings, group_of
 
 TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
 AHEAD = 10_000  # events of one topic that may wait for the other's
-
-
-def group_of(space: Space) -> str:
-    return f"samples.{space.name}"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all partitions of a worker share."""
-
-    space: Space
-    bootstrap: str
-    window: int  # ms
-    lateness: int  # ms
-    start: str | None = None  # earliest or latest: where to begin if the group has no offsets although there are samples
-
-    @property
-    def inputs(self) -> tuple[str, str]:
-        return self.space.inputs.impressions, self.space.inputs.clicks
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is committed of a partition."""
-
-    starts: tuple[int, int]  # offsets of the oldest impression and click that are needed again
-    positions: tuple[int, int]  # the next impression and click to take in
-    marks: Marks = field(default_factory=Marks)
-    open: bool = False  # are there impressions that are not emitted?
+LETTERS = 8 << 20  # bytes of dead letters that wait for a flush before the next event does
 
 
 @dataclass(frozen=True)
@@ -91,6 +59,7 @@ class SamplesPartition:
         self._waiting: tuple[deque[Message], deque[Message]] = (deque(), deque())
         self._ended = [False, False]
         self._letters: list[bytes] = []
+        self._letter_bytes = 0
         self._flushed = at
         self._heard = time.monotonic()
         self.restored = "nothing"
@@ -113,7 +82,7 @@ class SamplesPartition:
         Raises:
             StateError: the log no longer holds what is needed, or the group has lost its offsets; says how to go on.
         """
-        at = self._read_progress()
+        at = samples_progress.committed(self._settings, self.number)
         self._ended = [False, False]
         if at == self._committed:
             self.restored = "kept in memory"
@@ -136,59 +105,6 @@ class SamplesPartition:
             except BadRecord:
                 continue  # it is a dead letter already
         return found
-
-    def _read_progress(self) -> Progress:
-        parts = [TopicPartition(topic, self.number) for topic in self._settings.inputs]
-        client = kafka.consumer(self._settings.bootstrap, group_of(self._space))
-        try:
-            found = kafka.committed(client, parts)
-            bounds = [kafka.watermarks(client, part.topic, self.number) for part in parts]
-        finally:
-            client.close()
-        if any(part.offset < 0 for part in found):
-            if self._settings.start is None and self._offsets_are_lost():
-                raise StateError(
-                    f"group {group_of(self._space)!r} has no offsets, but {self._space.samples_topic} holds samples already. If the "
-                    "offsets expired: --start latest goes on with what comes from now on, --start earliest writes all samples "
-                    "again, under the same ids"
-                )
-            begins = [end if self._settings.start == "latest" else first for first, end in bounds]
-            begins = [part.offset if part.offset >= 0 else begin for part, begin in zip(found, begins)]
-            return Progress((begins[0], begins[1]), (begins[0], begins[1]))
-        at = decode(found[0].metadata, (found[0].offset, found[1].offset))
-        return self._within_log(at, bounds)
-
-    def _offsets_are_lost(self) -> bool:
-        """Has the group no offset at all, although there are samples? They are committed together."""
-        client = kafka.consumer(self._settings.bootstrap, group_of(self._space))
-        try:
-            everywhere = [
-                TopicPartition(topic, n) for topic in self._settings.inputs for n in kafka.bounds(self._settings.bootstrap, topic)
-            ]
-            if any(part.offset >= 0 for part in kafka.committed(client, everywhere)):
-                return False
-        finally:
-            client.close()
-        return any(end > 0 for _, end in kafka.bounds(self._settings.bootstrap, self._space.samples_topic).values())
-
-    def _within_log(self, at: Progress, bounds: list[tuple[int, int]]) -> Progress:
-        """The same, where the log holds what is needed; what is not needed any more may be gone."""
-        starts, positions = list(at.starts), list(at.positions)
-        for which, (topic, (first, end)) in enumerate(zip(self._settings.inputs, bounds)):
-            if positions[which] > end:
-                raise StateError(
-                    f"{topic}[{self.number}] ends at {end}, but the next to join is {positions[which]}: the topic was created anew. To "
-                    f"begin anew too, beside the old one's samples: stop all workers, kafka-consumer-groups.sh --delete --group "
-                    f"{group_of(self._space)}, and start with --start earliest"
-                )
-            if (first > positions[which] and not first == end == positions[which] + 1) or (first > starts[which] and at.open):
-                raise StateError(
-                    f"{topic}[{self.number}] begins at {first}, but is needed from {starts[which]} on: events were deleted before they "
-                    f"were joined. To accept the gap: kafka-consumer-groups.sh --group {group_of(self._space)} "
-                    f"--topic {topic}:{self.number} --reset-offsets --to-earliest --execute"
-                )
-            starts[which], positions[which] = max(starts[which], first), max(positions[which], first)
-        return replace(at, starts=(starts[0], starts[1]), positions=(positions[0], positions[1]))
 
     # --- joining ---
 
@@ -247,13 +163,14 @@ class SamplesPartition:
     def _refuse(self, message: Message, error: BadRecord) -> None:
         letter = dead_letters.encode(message.topic(), message.partition(), message.offset(), message.key(), message.value(), error)
         self._letters.append(letter)
+        self._letter_bytes += len(letter)
 
     # --- flushing ---
 
     @property
     def full(self) -> bool:
         """Should a flush come before more events?"""
-        return self.join.pending + len(self._letters) > 2 * AHEAD
+        return self.join.pending > 2 * AHEAD or self._letter_bytes > LETTERS
 
     @property
     def unflushed(self) -> bool:
@@ -271,12 +188,11 @@ class SamplesPartition:
             self.join.close()
         samples, lost = self.join.take()
         for click in lost:
-            named = f"impression {click.key[0]!r} of user {click.key[1]!r} and item {click.key[2]!r}"
-            error = BadEvent(
-                "impression", f"{named} has not come, or was more than --window before" if click.key[0] else "names no impression"
-            )
+            id, user, item = click.key
+            named = f"impression {id!r} of user {user!r} and item {item!r} has not come, or not within --window before the click"
+            error = BadEvent("impression", named if id else "the click names no impression")
             self._refuse(click.message, error)
-        letters, self._letters = self._letters, []
+        letters, self._letters, self._letter_bytes = self._letters, [], 0
         starts = [start if start is not None else taken for start, taken in zip(self.join.starts, self._taken)]
         positions = (self._taken[0], self._taken[1])
         progress = Progress((starts[0], starts[1]), positions, self.join.marks, self.join.open > 0)
@@ -307,7 +223,7 @@ class SamplesPartition:
         faults.point("samples.produced")
         impressions, clicks = self._settings.inputs
         offsets = [
-            TopicPartition(impressions, self.number, pending.progress.starts[0], metadata(pending.progress)),
+            TopicPartition(impressions, self.number, pending.progress.starts[0], samples_progress.metadata(pending.progress)),
             TopicPartition(clicks, self.number, pending.progress.starts[1]),
         ]
         kafka.retried(lambda: producer.send_offsets_to_transaction(offsets, self._group))
@@ -340,17 +256,3 @@ def encode(number: int, sample: Impression) -> bytes:
             "clicked_at": sample.clicked_at,
         }
     )
-
-
-def metadata(progress: Progress) -> str:
-    """Of the impressions' committed offset; brokers take 4,096 bytes, this has some 200."""
-    return json.dumps({"positions": progress.positions, "open": progress.open, "marks": asdict(progress.marks)})
-
-
-def decode(text: str | None, starts: tuple[int, int]) -> Progress:
-    """Progress as committed. Where the metadata is not ours, somebody has moved the group: it begins there, knowing nothing."""
-    try:
-        found = json.loads(text or "")
-        return Progress(starts, (found["positions"][0], found["positions"][1]), Marks(**found["marks"]), found["open"])
-    except (ValueError, KeyError, TypeError, IndexError):
-        return Progress(starts, starts)

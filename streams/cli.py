@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from crossrep import kafka
-from crossrep.cli import Seconds, bootstrap_option, cli, console, resolve, space_option
+from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
+from crossrep.cli_archive import Duration
 from models.cli import dataset as dataset_of
 from models.cli import registry_option, simulator_options
 from streams import cli_operations as cli_operations  # adds the operators' commands
@@ -153,7 +154,7 @@ def _pipeline_options(command: Command) -> Command:
             type=click.Choice(["earliest", "latest"]),
             help="Where to begin without offsets in a space that has frames.",
         ),
-        click.option("--combine/--no-combine", default=True, show_default=True, help="Merge rows of one key inside a batch."),
+        click.option("--combine/--no-combine", default=None, help="Merge rows of one key inside a batch. Default: as the space declares."),
         click.option("--max-delay", default=0.02, show_default=True, help="Seconds a batch waits for more events."),
         click.option("--max-batch", default=4096, show_default=True, help="Events a batch."),
     ):
@@ -323,8 +324,8 @@ def fold(
 @cli.command()
 @click.argument("space")
 @_worker_options(6069)
-@click.option("--window", type=Seconds(), default="30m", show_default=True, help="A click labels an impression for so long.")
-@click.option("--lateness", type=Seconds(), default="30m", show_default=True, help="How late an event may be; costs memory.")
+@click.option("--window", type=Duration(), default="30m", show_default=True, help="A click labels an impression for so long.")
+@click.option("--lateness", type=Duration(), default="30m", show_default=True, help="How late an event may be; costs memory.")
 @click.option("--start", type=click.Choice(["earliest", "latest"]), help="Where to begin without offsets in a space that has samples.")
 @click.option("--session-timeout", default=10.0, show_default=True, help="Seconds of silence after which partitions move.")
 def samples(space: str, verbose: bool, bootstrap: str | None, name: str | None, **options: Any) -> None:

@@ -21,7 +21,8 @@ from state.slab import Slab
 from state.store import Memory, Room
 from streams import memory, metrics, topics
 from streams.fetch import Run
-from streams.owner import Membership, Owner, die
+from streams.membership import Membership, die
+from streams.owner import Owner
 
 log = logging.getLogger(__name__)
 

@@ -9,29 +9,22 @@ Faust's member subscribes to the first topic alone. The same partition number of
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-import faust
-from confluent_kafka import KafkaException, Message
+from confluent_kafka import Message
 from faust.serializers.codecs import get_codec
 from faust.types import TP
 
-from crossrep.errors import CrossrepError, StateError
 from streams import faust_transport, memory
 from streams.fetch import BUFFERED, Fetch, Run
+from streams.membership import Membership, die, faust_app, leave, lock
 
 log = logging.getLogger(__name__)
 
-EXIT_FAILED, EXIT_REFUSED = 1, 3
 STOP = 2.5  # seconds that SIGTERM's flush may take
 LOOK = 0.002  # seconds between looks at that queue
 
@@ -74,19 +67,6 @@ Part = TypeVar("Part", bound=Owned)
 TakeIn = Callable[[Run, Message], Awaitable[None]]
 
 
-@dataclass(frozen=True)
-class Membership:
-    """Of which group, of what, and as whom."""
-
-    group: str
-    topics: Sequence[str]  # the first one's partitions are distributed
-    partitions: int
-    bootstrap: str
-    name: str  # stable name of this worker: its folder and its group membership survive a restart
-    folder: Path
-    session_timeout: float  # seconds after which a silent worker's partitions move
-
-
 class Owner(Generic[Part]):
     """This worker's partitions, and which of them flow.
 
@@ -100,7 +80,7 @@ class Owner(Generic[Part]):
     """
 
     def __init__(self, member: Membership, make: Callable[[int], Part], take_in: TakeIn, ends: bool = False):
-        _lock(member.folder, member.name)
+        lock(member.folder, member.name)
         get_codec("raw")  # the first call looks through all installed packages
         self.partitions: dict[int, Part] = {}
         self.assigned: set[int] | None = None  # None until the first rebalance is through
@@ -115,7 +95,7 @@ class Owner(Generic[Part]):
         self._flushing: set[int] = set()  # partitions whose flush is to begin
         self._fencing: set[asyncio.Future[Any]] = set()
         self._stopping = False
-        self.app = _faust_app(member)
+        self.app = faust_app(member)
         self._queue: asyncio.Queue[Any] = asyncio.Queue()  # Faust's, of runs for the agent, once that has begun
         self.fetch = Fetch(member.topics, member.bootstrap, ends)
         faust_transport.install(self.app, self._topic, self._runs, self._restart)
@@ -270,11 +250,11 @@ class Owner(Generic[Part]):
             await asyncio.wait_for(asyncio.gather(*(self.flush(number) for number in owned)), STOP)
         except TimeoutError:
             log.warning("stopped without a flush: Kafka or the disk kept us waiting. What is not flushed will be folded again")
-            _exit(0)
+            leave(0)
         for partition in self.partitions.values():
             partition.close()
         log.info("stopped: everything is flushed")
-        _exit(0)
+        leave(0)
 
     def run(self, *beside: Coroutine[Any, Any, None]) -> NoReturn:
         """Work until told to stop (SIGTERM, SIGINT).
@@ -296,56 +276,3 @@ class Owner(Generic[Part]):
 
         asyncio.run(main())
         die("the Faust app stopped", self.app.crash_reason or RuntimeError("no reason given"))
-
-
-def _faust_app(member: Membership) -> faust.App:
-    return faust.App(
-        member.group,
-        broker=";".join(f"kafka://{address}" for address in member.bootstrap.split(",")),
-        consumer_group_instance_id=member.name,  # a restarted worker gets its partitions back without a rebalance
-        datadir=str(member.folder / "faust"),
-        store="memory://",
-        table_standby_replicas=0,
-        topic_allow_declare=False,
-        topic_disable_leader=True,
-        broker_session_timeout=member.session_timeout,
-        # Kafka tells members of a rebalance in answer to their heartbeats, and all wait for the last one to hear of it.
-        broker_heartbeat_interval=min(0.5, member.session_timeout / 5),
-        broker_rebalance_timeout=60.0,
-        broker_request_timeout=60.0,
-        consumer_max_fetch_size=1 << 16,  # Faust's member may fetch once before it is paused
-        broker_max_poll_interval=faust_transport.MAX_POLL_INTERVAL,
-        stream_buffer_maxsize=100_000,  # `_runs` knows when to wait
-        stream_wait_empty=False,
-        stream_recovery_delay=0.0,
-        web_enabled=False,  # /ready and /metrics answer from a thread of their own
-        worker_redirect_stdouts=False,
-    )
-
-
-def _lock(folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)  # held open, and so locked, until the process ends
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CrossrepError(f"a worker named {name!r} already runs on {folder}; give this one another --name") from None
-
-
-def die(doing: str, error: BaseException) -> NoReturn:
-    """End the process at once: nothing after a failure may be flushed."""
-    if isinstance(error, StateError):
-        log.error("%s is refused: %s", doing, error)
-        _exit(EXIT_REFUSED)
-    if isinstance(error, KafkaException):
-        log.error("%s failed: %s. The process ends, since memory may be ahead of the log; start it again", doing, error.args[0])
-    else:
-        log.critical("%s failed; the process ends, since memory may be ahead of the log; start it again", doing, exc_info=error)
-    _exit(EXIT_FAILED)
-
-
-def _exit(code: int) -> NoReturn:
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -49,7 +49,7 @@ class Options:
     port: int  # of /ready and /metrics
     max_batch: int = 4096  # messages
     max_delay: float = 0.02  # seconds the first message of a batch may wait for others
-    combine: bool = True  # merge rows of one key inside a batch
+    combine: bool | None = None  # merge rows of one key inside a batch; None: as the space declares
     session_timeout: float = 10.0
     start: str | None = None  # earliest or latest: where to begin if the group has no offsets although the space has frames
 
@@ -250,8 +250,9 @@ class Pipeline:
         """Frames with their partitions, and dead letters."""
         started = time.monotonic()
         encoded: list[tuple[int, bytes]] = []
+        merging = self.space.combine if self.options.combine is None else self.options.combine
         for rows in output.rows:
-            encoded += frames.encode(self.space, combine(self.space, rows) if self.options.combine else rows)
+            encoded += frames.encode(self.space, combine(self.space, rows) if merging else rows)
         letters = [dead_letters.encode(m.topic(), m.partition(), m.offset(), m.key(), m.value(), error) for m, error in output.refused]
         for message, error in output.refused[:3]:
             log.warning("%s[%d]@%d is a dead letter: %s", message.topic(), message.partition(), message.offset(), error)

@@ -14,10 +14,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from crossrep import kafka
 from crossrep.errors import TopicError
 from crossrep.spec import Space
-from state.samples import SamplesPartition, Settings, group_of
+from state.samples import SamplesPartition
+from state.samples_progress import Settings, group_of
 from streams import metrics, topics
 from streams.fetch import Run
-from streams.owner import Membership, Owner
+from streams.membership import Membership
+from streams.owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Samples:
         partitions = _partitions(space, bootstrap)
         self._space = space
         self._settings = Settings(space, bootstrap, round(options.window * 1000), round(options.lateness * 1000), options.start)
-        self._paused: set[tuple[int, int]] = set()  # partition, which input
+        self._paused: dict[tuple[int, int], int] = {}  # partition and which input -> the flow in which it was paused
         folder = options.folder / space.name / options.name
         inputs = self._settings.inputs
         member = Membership(group_of(space), inputs, partitions, bootstrap, options.name, folder, options.session_timeout)
@@ -55,9 +57,9 @@ class Samples:
         partition.take_in(message)
         for which, ahead in enumerate(partition.ahead):
             place = (run.partition, which)
-            if ahead != (place in self._paused):
-                self._paused ^= {place}
-                self.owner.fetch.pause(message.topic() if ahead else self._settings.inputs[which], run.partition, ahead)
+            if ahead != (self._paused.get(place) == run.flow):
+                self.owner.fetch.pause(self._settings.inputs[which], run.partition, ahead)
+                self._paused[place] = run.flow if ahead else -1
         if partition.full:
             await self.owner.flush(run.partition)
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossrep import archive_columns
-from crossrep.archive import About, Archive, Cut
+from crossrep.aggregates import combine
+from crossrep.archive import About, Archive
 from crossrep.archive_columns import Frame
 from crossrep.attach import Known, Moments, Used, attach, unknown
+from crossrep.cuts import Cut
 from crossrep.keys import Keys
 from crossrep.rows import Rows
 from crossrep.spec import Space
@@ -100,8 +102,6 @@ def test_it_is_the_definition(events: list[Any], moments: list[Any], memory: int
 
 
 def test_a_combined_row_that_straddles_the_moment_is_left_out_and_counted(tmp_path: Path) -> None:
-    from crossrep.aggregates import combine
-
     rows = users(SPACE, ["a", "a", "a", "b"], ["impression"] * 4, [100.0, 200.0, 300.0, 100.0])
     straddling = combine(SPACE, rows.take(np.array([1, 2])))
     cut = archived(tmp_path, SPACE, [rows.take(np.array([0, 3])), straddling])

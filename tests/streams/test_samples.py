@@ -1,4 +1,4 @@
-"""The join under SIGKILL, rebalances and bad events, on a real broker: every impression one sample, with the label that its clicks give it."""
+"""The join under SIGKILL, rebalances and bad events, on a real broker: every impression one sample, with the label its clicks give it."""
 
 from __future__ import annotations
 
