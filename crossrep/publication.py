@@ -14,11 +14,8 @@ import os
 import socket
 from datetime import UTC, datetime, timedelta
 
-from crossrep.errors import CrossrepError, DataError
-from crossrep.extras import extra
-
-with extra("analytics"):
-    import fsspec
+from crossrep import places
+from crossrep.errors import DataError
 
 MANIFEST, WRITER = "manifest.json", "unfinished.json"
 ABANDONED_AFTER = timedelta(days=1)  # what another machine's writer has not finished may still be written for so long
@@ -29,19 +26,17 @@ class Folders:
 
     Args:
         url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots.
-        inside: the root, within the URL.
+        inside: the root, within the URL; empty: the URL is it.
+        what: they are, for people.
 
     Raises:
         CrossrepError: the URL's protocol is unknown, or what it needs is not installed.
     """
 
-    def __init__(self, url: str, inside: str):
+    def __init__(self, url: str, inside: str, what: str):
         self.url = url
-        try:
-            self.fs, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise CrossrepError(f"{url} cannot be opened: {error}") from None
-        self.root = f"{root.rstrip('/')}/{inside}".rstrip("/")
+        self.fs, root = places.connect(url, what)
+        self.root = f"{root}/{inside}".rstrip("/")
 
     def path(self, name: str, *inside: str) -> str:
         return "/".join((self.root, name, *inside))
@@ -77,13 +72,8 @@ class Folders:
 
     def finish(self, name: str, manifest: bytes) -> None:
         """Publish a folder whose files are all there, at once. Raises DataError if nothing can be written."""
-        path = self.path(name, MANIFEST)
         try:
-            if "file" in self.fs.protocol:  # object stores show an object when it is whole; of files a part can be seen
-                self.fs.pipe_file(f"{path}.part", manifest)
-                os.replace(f"{path}.part", path)
-            else:
-                self.fs.pipe_file(path, manifest)
+            places.put(self.fs, self.path(name, MANIFEST), manifest)
         except Exception as error:
             raise self.unusable("written", error) from error
 
@@ -122,4 +112,4 @@ class Folders:
         return False
 
     def unusable(self, what: str, error: Exception) -> DataError:
-        return DataError(f"{self.url} cannot be {what}: {str(error) or type(error).__name__}. Check that it exists, and your rights there")
+        return places.unusable(self.url, what, error)

@@ -1,7 +1,9 @@
 """Where snapshots lie, and which of them are published: a folder each, local or on any object store that fsspec knows.
 
-<url>/<space>/<id>/<entity>/part-00000.parquet ...      one file a partition
-<url>/<space>/<id>/manifest.json                        written last: its presence is publication (crossrep/publication.py)
+    <url>/<space>/<id>/<entity>/part-00000.parquet ...      one file a partition
+    <url>/<space>/<id>/manifest.json                        written last: its presence is publication
+
+Readers see only snapshots with a manifest. Retention takes the manifest away first, then the files (crossrep/publication.py).
 """
 
 from __future__ import annotations
@@ -9,13 +11,13 @@ from __future__ import annotations
 import logging
 import re
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from crossrep import kafka
+from crossrep import kafka, publication
 from crossrep.errors import DataError
-from crossrep.publication import MANIFEST, Folders
+from crossrep.publication import MANIFEST
 from crossrep.spec import Space
 
 log = logging.getLogger(__name__)
@@ -36,8 +38,8 @@ class Part(BaseModel):
     sha256: str
 
 
-class Manifest(BaseModel):
-    """What a snapshot is. `format` changes when an older reader would misunderstand it."""
+class Kept(BaseModel):
+    """What every manifest says. `format` changes when an older reader would misunderstand it."""
 
     format: Literal[1] = 1
     id: str
@@ -46,15 +48,27 @@ class Manifest(BaseModel):
     spec: dict[str, Any]
     created: datetime
     crossrep: str
-    stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
-    parts: dict[str, list[Part]]  # by entity, in the order of partitions
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file, by its path within the folder."""
+        raise NotImplementedError
 
     def declared(self) -> Space:
         """The spec. Raises SpecError, DataError if this crossrep reads it differently."""
-        space = Space.from_dict(self.spec, source=f"snapshot {self.id} of space {self.space!r}")
+        space = Space.from_dict(self.spec, source=f"{self.id} of space {self.space!r}")
         if space.hash.hex() != self.spec_hash:
-            raise DataError(f"snapshot {self.id} of space {self.space!r} was written by crossrep {self.crossrep}: use that version")
+            raise DataError(f"{self.id} of space {self.space!r} was written by crossrep {self.crossrep}: use that version")
         return space
+
+
+class Manifest(Kept):
+    """What a snapshot is."""
+
+    stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
+    parts: dict[str, list[Part]]  # by entity, in the order of partitions
+
+    def sizes(self) -> dict[str, int]:
+        return {part.path: part.bytes for parts in self.parts.values() for part in parts}
 
     @property
     def rows(self) -> int:
@@ -62,45 +76,52 @@ class Manifest(BaseModel):
 
     @property
     def bytes(self) -> int:
-        return sum(part.bytes for parts in self.parts.values() for part in parts)
+        return sum(self.sizes().values())
 
 
-class Store(Folders):
-    """The folder of one space's snapshots.
+Described = TypeVar("Described", bound=Kept)
+
+
+class Folders(publication.Folders, Generic[Described]):
+    """The folder of one space's snapshots, or of anything else that is written once and published by its manifest.
 
     Args:
-        url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots; default CROSSREP_HOME/snapshots.
+        url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots; default: in CROSSREP_HOME.
 
     Raises:
         CrossrepError: the URL's protocol is unknown, or what it needs is not installed.
     """
 
+    what: str  # one of them
+    command: str  # that makes one
+    described: type[Described]
+
     def __init__(self, url: str | None, space: str):
-        super().__init__(url or str(kafka.home() / "snapshots"), space)
+        super().__init__(url or str(kafka.home() / self.what.replace(" ", "-")) + "s", space, f"{self.what}s")
         self.space = space
 
     @property
     def _command(self) -> str:
-        return f"crossrep snapshot {self.space} --to {self.url}"
+        return f"{self.command} {self.space} --to {self.url}"
 
     def ids(self) -> list[str]:
-        """Of all snapshots, finished or not, oldest first; whatever else lies there is left alone."""
+        """Of all, finished or not, oldest first; whatever else lies there is left alone."""
         return [name for name in self.names() if started(name) is not None]
 
-    def manifest(self, id: str) -> Manifest | None:
+    def manifest(self, id: str) -> Described | None:
         """None: not published. Raises DataError if what is there is no manifest."""
         text = self.read(id)
         try:
-            return None if text is None else Manifest.model_validate_json(text)
+            return None if text is None else self.described.model_validate_json(text)
         except ValidationError as error:
             raise DataError(f"{self.path(id, MANIFEST)} is no manifest this crossrep can read: {error.errors()[0]['msg']}") from None
 
-    def published(self) -> list[Manifest]:
-        """Complete snapshots, oldest first; what cannot be read is logged."""
+    def published(self) -> list[Described]:
+        """Complete ones, oldest first; what cannot be read is logged."""
         return [found for id in self.ids() if (found := self._readable(id))]
 
-    def find(self, id: str | None = None) -> Manifest:
-        """A published snapshot: by its id, or the newest.
+    def find(self, id: str | None = None) -> Described:
+        """A published one: by its id, or the newest.
 
         Raises:
             DataError: there is none, or its files are not those of its manifest.
@@ -111,33 +132,34 @@ class Store(Folders):
             found = next(filter(None, map(self._readable, reversed(self.ids()))), None)
         if found is None:
             known = ", ".join(manifest.id for manifest in self.published()) or "none yet"
-            what = f"snapshot {id!r}" if id else "snapshot"
+            what = f"{self.what} {id!r}" if id else self.what
             raise DataError(f"no {what} of space {self.space!r} in {self.url} (known: {known}). Take one: {self._command}")
         self.refuse_incomplete(found)
         return found
 
-    def refuse_incomplete(self, manifest: Manifest) -> None:
+    def refuse_incomplete(self, manifest: Described) -> None:
         """Are all files there, as large as they were written? Raises DataError."""
-        for part in (part for parts in manifest.parts.values() for part in parts):
-            path = self.path(manifest.id, part.path)
+        for inside, bytes in manifest.sizes().items():
+            path = self.path(manifest.id, inside)
             try:
                 size = self.fs.info(path)["size"]
             except FileNotFoundError:
                 size = None
-            if size != part.bytes:
-                found = "is gone" if size is None else f"has {size:,} bytes, not {part.bytes:,}"
+            if size != bytes:
+                found = "is gone" if size is None else f"has {size:,} bytes, not {bytes:,}"
                 raise DataError(
-                    f"snapshot {manifest.id} of space {self.space!r} is damaged, or was removed by another run's --keep: {path} {found}. "
+                    f"{self.what} {manifest.id} of space {self.space!r} is damaged, or was removed by another run's --keep: "
+                    f"{path} {found}. "
                     f"Take a new one: {self._command}"
                 )
 
-    def publish(self, manifest: Manifest) -> None:
+    def publish(self, manifest: Described) -> None:
         """Make it visible, at once. Raises DataError if its files are not all there, or nothing can be written."""
         self.refuse_incomplete(manifest)
         self.finish(manifest.id, manifest.model_dump_json(indent=1).encode())
 
     def retain(self, keep: int | None) -> list[str]:
-        """Remove what crashed runs left, and all published snapshots but the newest `keep`. Returns the ids removed."""
+        """Remove what crashed runs left, and all published ones but the newest `keep`. Returns the ids removed."""
         ids, complete = self.ids(), [manifest.id for manifest in self.published()]
         kept = set(complete[-keep:] if keep else complete)
         removed = [id for id in ids if id not in kept and (id in complete or self.abandoned(id, started(id)))]
@@ -145,12 +167,18 @@ class Store(Folders):
             self.remove(id)
         return removed
 
-    def _readable(self, id: str) -> Manifest | None:
+    def _readable(self, id: str) -> Described | None:
         try:
             return self.manifest(id)
         except DataError as error:
             log.warning("%s", error)
             return None
+
+
+class Store(Folders[Manifest]):
+    """Of snapshots."""
+
+    what, command, described = "snapshot", "crossrep snapshot", Manifest
 
 
 def new_id() -> str:

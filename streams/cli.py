@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from crossrep import kafka
-from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
+from crossrep.cli import Seconds, bootstrap_option, cli, console, resolve, space_option
 from models.cli import dataset as dataset_of
 from models.cli import registry_option, simulator_options
 from streams import cli_operations as cli_operations  # adds the operators' commands
@@ -286,6 +286,28 @@ def fold(
         min_free_mb=min_free_mb,
     )
     worker.run(found, address, replace(options, slots=slots or memory.slots_within(found, options, memory.installed() // 2)))
+
+
+@cli.command()
+@click.argument("space")
+@_worker_options(6069)
+@click.option("--window", type=Seconds(), default="30m", show_default=True, help="A click labels an impression for so long.")
+@click.option("--lateness", type=Seconds(), default="30m", show_default=True, help="How late an event may be; costs memory.")
+@click.option("--start", type=click.Choice(["earliest", "latest"]), help="Where to begin without offsets in a space that has samples.")
+@click.option("--session-timeout", default=10.0, show_default=True, help="Seconds of silence after which partitions move.")
+def samples(space: str, verbose: bool, bootstrap: str | None, name: str | None, **options: Any) -> None:
+    """Join impressions with their clicks, by event time, to labelled samples on topic samples.SPACE, exactly once.
+
+    SPACE is a published space's name, or its TOML file. A sample is written when the window behind its impression is over, and again, under
+    the same sample id, should a late click change its label. Run as many as the impressions have partitions, each with its own --name.
+    Then: crossrep training-set SPACE.
+    """
+    from streams import samples as worker
+
+    _logging(verbose)
+    address = kafka.bootstrap_servers(bootstrap)
+    chosen = worker.Options(name=name or socket.gethostname(), folder=kafka.home() / "samples", **options)
+    worker.run(resolve(space, address), address, chosen)
 
 
 @cli.command()

@@ -26,13 +26,12 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
-from crossrep import frames, kafka
+from crossrep import frames, kafka, lineage
 from crossrep.aggregates import combine
 from crossrep.errors import BadRecord, CrossrepError, StateError
 from crossrep.rows import Rows
 from crossrep.spec import Space
 from state import dead_letters, faults
-from streams import lineage
 from streams.silence import Silence, reached
 
 log = logging.getLogger(__name__)

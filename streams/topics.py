@@ -47,6 +47,7 @@ def plan(space: Space) -> list[Topic]:
         Topic(inputs.item_features, space.partitions, _COMPACTED, shared=True),
         Topic(space.inference_topic, space.partitions, _STREAM),
         Topic(space.frames_topic, space.partitions, {**_STREAM, "max.message.bytes": str(8 << 20)}),
+        Topic(space.samples_topic, space.partitions, _STREAM),
         Topic(space.dead_letters_topic, 1, {**_STREAM, "max.message.bytes": str(8 << 20)}),
     ]
     kept = space.history * (1 + 1 / history.POINTS) + 600
