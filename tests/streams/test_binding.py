@@ -41,8 +41,9 @@ def infer(workers: Workers, space: Space, model: str, name: str, *more: str) -> 
 
 
 def nobody(group: str, bootstrap: str) -> bool:
-    (asked,) = kafka.admin(bootstrap).describe_consumer_groups([group]).values()
-    return not asked.result().members
+    admin = kafka.admin(bootstrap)  # its futures never end once it is gone
+    (asked,) = admin.describe_consumer_groups([group]).values()
+    return not asked.result(30).members
 
 
 def test_the_first_worker_binds_the_space_and_others_are_refused(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
