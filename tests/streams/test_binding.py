@@ -17,7 +17,8 @@ from crossrep import kafka, spaces
 from crossrep.errors import ModelError
 from crossrep.spec import Space
 from models import upstream
-from models.registry import Identity, Registry
+from models.registry import Registry
+from models.upstream import Identity
 from streams import binding
 from streams.infer import check_model, group_of
 from tests.cluster import Workers, free_port, new_space, prove, ready, settled, wait_for
