@@ -95,7 +95,7 @@ class Archive:
     def __init__(self, url: str | None, space: str):
         self.url = url or str(kafka.home() / "archive")
         self.space = space
-        self.fs, root = places.connect(self.url, "archives")
+        self.fs, root = places.connect(self.url)
         self.root = f"{root}/{space}"
 
     # --- what is there ---

@@ -12,7 +12,7 @@ with extra("analytics"):
     import fsspec
 
 
-def connect(url: str, what: str) -> tuple[Any, str]:
+def connect(url: str) -> tuple[Any, str]:
     """The file system of an URL, and the path on it.
 
     Raises:
@@ -21,7 +21,7 @@ def connect(url: str, what: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise CrossrepError(f"{url} is no place for {what}: {error}") from None
+        raise CrossrepError(f"{url} cannot be opened: {error}") from None
     return fs, str(root).rstrip("/")
 
 

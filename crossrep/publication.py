@@ -27,15 +27,14 @@ class Folders:
     Args:
         url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots.
         inside: the root, within the URL; empty: the URL is it.
-        what: they are, for people.
 
     Raises:
         CrossrepError: the URL's protocol is unknown, or what it needs is not installed.
     """
 
-    def __init__(self, url: str, inside: str, what: str):
+    def __init__(self, url: str, inside: str):
         self.url = url
-        self.fs, root = places.connect(url, what)
+        self.fs, root = places.connect(url)
         self.root = f"{root}/{inside}".rstrip("/")
 
     def path(self, name: str, *inside: str) -> str:

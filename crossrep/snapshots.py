@@ -97,7 +97,7 @@ class Folders(publication.Folders, Generic[Described]):
     described: type[Described]
 
     def __init__(self, url: str | None, space: str):
-        super().__init__(url or str(kafka.home() / self.what.replace(" ", "-")) + "s", space, f"{self.what}s")
+        super().__init__(url or str(kafka.home() / self.what.replace(" ", "-")) + "s", space)
         self.space = space
 
     @property

@@ -68,7 +68,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Of all models that have a published version."""
-        return [name for name in Folders(self.url, "", "models").names() if re.fullmatch(_NAME, name) and self.versions(name)]
+        return [name for name in Folders(self.url, "").names() if re.fullmatch(_NAME, name) and self.versions(name)]
 
     def versions(self, name: str) -> list[Entry]:
         """Published versions of one model, oldest first."""
@@ -154,7 +154,7 @@ class Registry:
     def _folders(self, name: str) -> Folders:
         if not re.fullmatch(_NAME, name):
             raise ModelError(f"{name!r} is no name for a model: write small letters, digits, - and _, such as kuairand")
-        return Folders(self.url, name, "models")
+        return Folders(self.url, name)
 
 
 def resolve(reference: str, url: str | None) -> tuple[Path, Identity]:

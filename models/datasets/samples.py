@@ -35,7 +35,7 @@ def over(dataset: Dataset, path: str) -> Dataset:
     with extra("data"):
         arrow = import_module("pyarrow")
         compute, parquet = import_module("pyarrow.compute"), import_module("pyarrow.dataset")
-    fs, root = places.connect(path, "samples")
+    fs, root = places.connect(path)
     files = _files(fs, root)
     if not files:
         raise DataError(f"no Parquet files in {path}, or none that are published")

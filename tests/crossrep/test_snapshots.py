@@ -259,7 +259,7 @@ def test_errors_name_the_place_and_the_fix(bootstrap: str, space: Space, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=f"{tmp_path}/file/x cannot be written.*your rights"):
         snapshot(space, bootstrap, Store(str(tmp_path / "file" / "x"), space.name))
-    with pytest.raises(CrossrepError, match=r"nowhere://x is no place for snapshots: .*nowhere"):
+    with pytest.raises(CrossrepError, match=r"nowhere://x cannot be opened: .*nowhere"):
         Store("nowhere://x", space.name)
     with pytest.raises(
         DataError, match=f"no snapshot of space '{space.name}' in {tmp_path} .known: none yet.. Take one: crossrep snapshot"

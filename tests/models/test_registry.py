@@ -128,7 +128,7 @@ Registry({registry.url!r}).add(Path({str(folder)!r}), "ads")
 
 
 def test_where_it_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(CrossrepError, match="nowhere://x is no place for models"):
+    with pytest.raises(CrossrepError, match="nowhere://x cannot be opened"):
         Registry("nowhere://x").names()
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/x cannot be written.*your rights"):
