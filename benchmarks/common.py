@@ -27,7 +27,6 @@ from rich.table import Table
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError
-from crossrep.spaces import SPACES_TOPIC
 from crossrep.spec import Space
 from streams import broker, topics
 
@@ -66,7 +65,8 @@ def space_of(declared: dict[str, Any], bootstrap: str) -> Iterator[Space]:
         for future in admin.delete_topics([topic.name for topic in topics.plan(space)]).values():
             future.result(kafka.REQUEST_TIMEOUT)
         producer = kafka.producer(bootstrap)
-        producer.produce(SPACES_TOPIC, None, name)
+        for control in topics.CONTROL:
+            producer.produce(control.name, None, name)
         producer.flush(kafka.REQUEST_TIMEOUT)
 
 

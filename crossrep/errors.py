@@ -9,7 +9,7 @@
     │   └── BadEvent
     ├── StateError           state that must not be used or continued; says how to go on
     ├── DataError            a data set's folder or file is not what it must be
-    └── ModelError           an upstream model cannot be loaded or does not fit the space
+    └── ModelError           an upstream model cannot be loaded, found or compared, or does not fit the space
 
 Messages name the value, the place and the fix.
 """

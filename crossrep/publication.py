@@ -26,7 +26,7 @@ class Folders:
 
     Args:
         url: a local folder, or an URL that fsspec knows, such as s3://bucket/snapshots.
-        inside: the root, within the URL.
+        inside: the root, within the URL; empty: the URL is it.
 
     Raises:
         CrossrepError: the URL's protocol is unknown, or what it needs is not installed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import sys
 import threading
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,6 +121,13 @@ class RecordTable:
                 f"be needed, and {limit}. Give the reader more memory, or let it read a space that declares fewer or shorter columns for "
                 f"{self.layout.entity}"
             ) from None
+
+    def runs(self, rows: int) -> Iterator[tuple[Keys, NDArray[np.void]]]:
+        """All keys and their records, so many at a time; copies."""
+        slots = self.index.slots()
+        for first in range(0, len(slots), rows):
+            chosen = slots[first : first + rows]
+            yield self.index.keys(chosen), self.records[chosen]
 
     def make_room(self, keys: int) -> None:
         """Room for so many keys in index and records. Raises MemoryError."""

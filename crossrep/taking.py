@@ -101,15 +101,8 @@ def _take_part(space: Space, entity: str, number: int, bootstrap: str, store: St
         "end_offset": state.end,
         "source_offset": int(_greatest(state.table, "source_offset", -1)),
     }
-    part = write_part(store, id, state.table.layout, number, _runs(state.table), **offsets)
+    part = write_part(store, id, state.table.layout, number, state.table.runs(parquet.ROWS), **offsets)
     return part, _greatest(state.table, "event_time", NEVER)
-
-
-def _runs(table: RecordTable) -> Iterator[tuple[Keys, NDArray[np.void]]]:
-    slots = table.index.slots()
-    for first in range(0, len(slots), parquet.ROWS):
-        chosen = slots[first : first + parquet.ROWS]
-        yield table.index.keys(chosen), table.records[chosen]
 
 
 def _greatest(table: RecordTable, field: str, least: float) -> float:

@@ -3,8 +3,8 @@
     <url>/<name>/<version>/weights.safetensors ...    the model's files, as its folder has them
     <url>/<name>/<version>/manifest.json              the model's own manifest, and under "registered" what the registry knows of it
 
-A version is published whole or not at all (`crossrep/publication.py`), is numbered 1, 2, 3 ..., and is referred to as name@version;
-name@latest is the newest one. It is an ordinary model folder: a copy of it works wherever a folder that `train` wrote does.
+A version is published whole or not at all (`crossrep/publication.py`), has a higher number than those before it, and is referred to as
+name@version; name@latest is the newest one. It is an ordinary model folder: a copy of it works wherever a folder that `train` wrote does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from crossrep import kafka
 from crossrep.errors import CrossrepError, ModelError
 from crossrep.publication import MANIFEST, Folders
-from models.upstream import read_manifest, write
+from models.upstream import Identity, read_manifest, write
 
 LATEST = "latest"
 
@@ -51,15 +51,6 @@ class Entry:
     @property
     def reference(self) -> str:
         return f"{self.registered.name}@{self.registered.version}"
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which weights a worker runs."""
-
-    label: str  # for people: kuairand@3, or the folder
-    digest: str
-    space: str | None = None  # the space they were registered for
 
 
 class Registry:
@@ -122,10 +113,11 @@ class Registry:
         """
         folders, manifest = self._folders(name), {**read_manifest(folder), **(about or {})}
         files = {file: (folder / file).read_bytes() for file in checked(folder, manifest)}
-        for left in filter(folders.abandoned, map(str, _numbers(folders))):
-            folders.remove(left)
         number = _begin(folders)
         try:
+            # Not before: nobody may begin the number that somebody else is about to remove.
+            for left in filter(folders.abandoned, map(str, _numbers(folders))):
+                folders.remove(left)
             registered = Registered(
                 name=name, version=number, parent=parent, space=space, at=datetime.now(UTC), crossrep=version_of("crossrep")
             )
@@ -136,7 +128,7 @@ class Registry:
         except BaseException as error:
             with suppress(CrossrepError):
                 folders.remove(str(number))
-            if isinstance(error, OSError):
+            if isinstance(error, Exception) and not isinstance(error, CrossrepError):
                 raise folders.unusable("written", error) from error
             raise
         return entry
@@ -154,6 +146,8 @@ class Registry:
                 files[file] = folders.fs.cat_file(folders.path(name, file))
             except FileNotFoundError:
                 raise ModelError(f"{folders.path(name, file)} is gone: {entry.reference} cannot be used any more") from None
+            except Exception as error:
+                raise folders.unusable("read", error) from error
             _check(files[file], digest, folders.path(name, file))
         write(folder, {**files, MANIFEST: _json(entry.manifest)})
 
@@ -166,7 +160,7 @@ class Registry:
 def resolve(reference: str, url: str | None) -> tuple[Path, Identity]:
     """A folder with the model of a reference, and which weights these are. What has no @ is a folder already.
 
-    Versions are copied to CROSSREP_HOME/fetched, once; their files are checked each time.
+    A version is copied to CROSSREP_HOME/fetched once; the copy is checked each time.
 
     Raises:
         ModelError: there is no such model, or a file is not the one that its manifest names.
@@ -180,7 +174,10 @@ def resolve(reference: str, url: str | None) -> tuple[Path, Identity]:
     entry = registry.find(reference)
     found = digest(entry.manifest, entry.reference)
     folder = kafka.home() / "fetched" / found
-    registry.fetch(entry, folder)
+    try:
+        checked(folder, read_manifest(folder))
+    except ModelError:  # not there yet, or damaged
+        registry.fetch(entry, folder)
     return folder, Identity(entry.reference, found, entry.registered.space)
 
 

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,6 +47,15 @@ class UpstreamModel(Protocol):
     def forward(self, user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
         """int32 [B, F] of each kind -> every output as float32 [B, dim], finite; row i depends on row i alone."""
         ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which weights a worker runs."""
+
+    label: str  # for people: kuairand@3, or the folder
+    digest: str
+    space: str | None = None  # the space they were registered for
 
 
 def load(folder: str | Path, **options: Any) -> UpstreamModel:

@@ -25,7 +25,7 @@ from crossrep import kafka, spaces
 from crossrep.errors import CrossrepError, ModelError, SpaceError
 from crossrep.spaces import MODELS_TOPIC, Published
 from crossrep.spec import next_name
-from models.registry import Identity
+from models.upstream import Identity
 
 TIMEOUT = 10.0  # seconds the transaction may stay open
 _LOST = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}

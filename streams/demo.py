@@ -138,7 +138,9 @@ def _delete_earlier(address: str) -> None:
         future.result()
     producer = kafka.producer(address)
     for space in earlier:
-        producer.produce(spaces.SPACES_TOPIC, None, space.name)
+        for control in topics.CONTROL:
+            if control.name in existing:
+                producer.produce(control.name, None, space.name)
         (kafka.home() / "demo" / f"{space.name}.toml").unlink(missing_ok=True)
     producer.flush(kafka.REQUEST_TIMEOUT)
 

@@ -15,8 +15,7 @@ from crossrep.errors import BadRecord, CrossrepError, ModelError
 from crossrep.frames import CLOCK_SKEW
 from crossrep.spec import MAX_KEY_BYTES, Space
 from crossrep.writer import rows_of
-from models.registry import Identity
-from models.upstream import UpstreamModel
+from models.upstream import Identity, UpstreamModel
 from schemas import codec
 from schemas.columns import ColumnDecoder, Columns
 from schemas.events import check_event

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrep import places
 from crossrep.errors import DataError
 from crossrep.extras import extra
+from crossrep.publication import MANIFEST, WRITER
 from models.datasets.base import Dataset, Impressions, runs
 
 COLUMNS = ("sample_id", "user_id", "item_id", "event_time", "scenario", "branch", "label")
@@ -20,10 +22,10 @@ COLUMNS = ("sample_id", "user_id", "item_id", "event_time", "scenario", "branch"
 def over(dataset: Dataset, path: str) -> Dataset:
     """The samples of `path` with the users, items and features of `dataset`; ids that it does not know have no features.
 
-    `path` is a file, or a folder with Parquet files at any depth (local, or an URL that Arrow knows). Wanted are COLUMNS: ids, scenario and
-    branch ("ad" or anything else) as text, event_time as float64 seconds since 1970 or as a timestamp, label as a bool or a number: over 0
-    is a click. Other columns, such as representations, are not read. A sample_id that occurs again is one sample, clicked if any of its
-    rows is: a late click may have changed its label.
+    `path` is a file, or a folder with Parquet files at any depth (local, or an URL that fsspec knows). What `crossrep training-set` has not
+    finished there is left alone. Wanted are COLUMNS: ids, scenario and branch ("ad" or anything else) as text, event_time as float64
+    seconds since 1970 or as a timestamp, label as a bool or a number: over 0 is a click. Other columns, such as representations, are not
+    read. A sample_id that occurs again is one sample, clicked if any of its rows is: a late click may have changed its label.
 
     Memory: some 25 bytes a sample, and Arrow's table of the columns above while they are read.
 
@@ -33,8 +35,12 @@ def over(dataset: Dataset, path: str) -> Dataset:
     with extra("data"):
         arrow = import_module("pyarrow")
         compute, parquet = import_module("pyarrow.compute"), import_module("pyarrow.dataset")
+    fs, root = places.connect(path)
+    files = _files(fs, root)
+    if not files:
+        raise DataError(f"no Parquet files in {path}, or none that are published")
     try:
-        found = parquet.dataset(path, format="parquet", partitioning=None, exclude_invalid_files=False)
+        found = parquet.dataset(files, format="parquet", partitioning=None, filesystem=fs)
         missing = [name for name in COLUMNS if name not in found.schema.names]
         if missing:
             raise DataError(f"{path}: missing columns {', '.join(missing)}; found {', '.join(found.schema.names)}")
@@ -73,6 +79,15 @@ def over(dataset: Dataset, path: str) -> Dataset:
         impressions=partial(runs, whole),
         size=len(whole),
     )
+
+
+def _files(fs: Any, root: str) -> list[str]:
+    """The Parquet files below a folder, or the file itself."""
+    if fs.isfile(root):
+        return [root]
+    folders = {name: {path.rpartition("/")[0] for path in fs.glob(f"{root}/**/{name}")} for name in (WRITER, MANIFEST)}
+    hidden = tuple(f"{folder}/" for folder in folders[WRITER] - folders[MANIFEST])
+    return sorted(path for path in fs.glob(f"{root}/**/*.parquet") if not path.startswith(hidden))
 
 
 def _seconds(column: Any, arrow: Any, compute: Any) -> NDArray[np.float64]:

@@ -55,7 +55,7 @@ def test_records_go_to_parquet_and_back_bit_by_bit(tmp_path: Path) -> None:
     records["event_time"][:3] = [0.1, 1.7e9 + 1e-7, 12345.678901234]
     table.apply(keys.tolist(), [record.tobytes() for record in records])
     file = io.BytesIO()
-    parquet.write(file, table)
+    parquet.write(file, layout, table.runs(parquet.ROWS))
     found = {key: record.tobytes() for keys, records in parquet.read(file, layout) for key, record in zip(keys.tolist(), records)}
     assert found == dict(zip(keys.tolist(), (record.tobytes() for record in records)))
 
@@ -81,7 +81,7 @@ def test_a_column_of_the_spec_may_be_called_id() -> None:
     keys, records = some_rows(space, "user", ["a"], 1)
     table.apply(keys.tolist(), [record.tobytes() for record in records])
     file = io.BytesIO()
-    parquet.write(file, table)
+    parquet.write(file, table.layout, table.runs(parquet.ROWS))
     ((found, again),) = parquet.read(file, RecordLayout(space, "user"))
     assert found.tolist() == [b"a"] and again.tobytes() == records.tobytes()
     assert pq.read_table(file)["id_"].to_pylist() == ["a"]
@@ -197,7 +197,7 @@ def test_a_kill_leaves_the_former_newest_and_the_next_run_tidies_up(bootstrap: s
     first = snapshot(space, bootstrap, store)
     moments = [
         "parquet.write = die",  # with one file begun
-        "write = parquet.write; parquet.write = lambda file, table: (write(file, table), file.flush(), die())",
+        "write = parquet.write; parquet.write = lambda *args: (write(*args), args[0].flush(), die())",
         "snapshots.Store.publish = die",  # all files are there
         "os.replace = die",  # the manifest is written, under another name
     ]

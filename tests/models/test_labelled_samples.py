@@ -46,6 +46,11 @@ def test_they_are_the_impressions_they_were_made_of(dataset: Dataset, tmp_path: 
     (tmp_path / "day=1").mkdir()
     pq.write_table(shuffled.slice(0, 1000), tmp_path / "day=1" / "a.parquet")
     pq.write_table(shuffled.slice(1000), tmp_path / "b.parquet")
+    (tmp_path / "day=1" / "unfinished.json").touch()
+    (tmp_path / "day=1" / "manifest.json").touch()  # it is finished
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "unfinished.json").touch()
+    (tmp_path / "killed" / "c.parquet").write_bytes(b"half of a file")
     found = samples.over(dataset, str(tmp_path))
     one, other = (joined(list(each.impressions())) for each in (found, dataset))
     assert found.size == dataset.size == 3_000 and (np.diff(one.event_time) >= 0).all()
@@ -87,5 +92,8 @@ def test_what_is_refused(dataset: Dataset, tmp_path: Path) -> None:
         pq.write_table(pa.table(columns), tmp_path / "some.parquet")
         with pytest.raises(DataError, match=said):
             samples.over(dataset, str(tmp_path / "some.parquet"))
-    with pytest.raises(DataError, match="samples cannot be read from"):
+    with pytest.raises(DataError, match=r"no Parquet files in .*nowhere, or none that are published"):
         samples.over(dataset, str(tmp_path / "nowhere"))
+    (tmp_path / "some.parquet").write_bytes(b"half of a file")
+    with pytest.raises(DataError, match="samples cannot be read from"):
+        samples.over(dataset, str(tmp_path / "some.parquet"))

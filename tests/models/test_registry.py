@@ -55,6 +55,8 @@ def test_versions_are_numbered_and_say_what_they_are(registry: Registry, tmp_pat
     assert resolve(str(tmp_path / "b"), None)[1].digest == identity.digest, "a folder and its registered copy are the same model"
     assert identity.digest != digest(first.manifest, "")
     assert resolve("ads@1", registry.url)[1].space == "ads-v1"
+    (folder / "weights.safetensors").write_bytes(b"rotten")
+    assert (resolve("ads@2", registry.url)[0] / "weights.safetensors").read_bytes() == b"others", "a damaged copy is made anew"
 
 
 def test_what_is_not_there_or_not_whole(registry: Registry, tmp_path: Path) -> None:
@@ -120,7 +122,8 @@ Registry({registry.url!r}).add(Path({str(folder)!r}), "ads")
     assert (tmp_path / "registry" / "ads" / "2").is_dir(), "it had begun"
     assert registry.versions("ads") == [first] == [registry.find("ads@latest")]
     again = registry.add(folder, "ads")
-    assert again.reference == "ads@2" and registry.versions("ads") == [first, again]
+    assert again.reference == "ads@3" and registry.versions("ads") == [first, again]
+    assert {path.name for path in (tmp_path / "registry" / "ads").iterdir()} == {"1", "3"}
     assert not list((tmp_path / "registry").rglob("*.part"))
 
 
