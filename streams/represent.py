@@ -16,8 +16,7 @@ from crossrep.errors import DataError
 from crossrep.replay_files import keys_column, opened, paths_of, seconds
 from crossrep.spec import Space
 from crossrep.writer import rounded
-from models.registry import Identity
-from models.upstream import UpstreamModel
+from models.upstream import Identity, UpstreamModel
 from streams.features import FeatureView
 from streams.infer import check_model
 
