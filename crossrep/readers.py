@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError
+from crossrep.stages import latest
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def readers(bootstrap: str, space: str | None = None) -> list[Reader]:
         groups = [found.group_id for found in listed.valid if found.group_id.startswith(prefix) and found.group_id.count(".") >= 3]
         asked = [admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]) for group in groups]
         committed = {group: next(iter(answer.values())).result().topic_partitions for group, answer in zip(groups, asked)}
-        ends = _ends(admin, {(part.topic, part.partition) for parts in committed.values() for part in parts})
+        ends = latest(admin, {(part.topic, part.partition) for parts in committed.values() for part in parts})
     except KafkaException as error:
         raise CrossrepError(f"the cluster at {bootstrap} does not say who reads: {error.args[0].str()}") from None
     found = []
@@ -128,16 +129,6 @@ def readers(bootstrap: str, space: str | None = None) -> list[Reader]:
             _, name, entity, _ = group.split(".", 3)
             lag = sum(max(0, ends.get((part.topic, part.partition), 0) - part.offset) for part in parts)
             found.append(Reader(group, name, entity, about["kind"], about["host"], about["at"], lag))
-    return found
-
-
-def _ends(admin: AdminClient, places: set[tuple[str, int]]) -> dict[tuple[str, int], int]:
-    """Of the partitions that there still are."""
-    latest = {TopicPartition(topic, number): OffsetSpec.latest() for topic, number in places}
-    found = {}
-    for place, asked in admin.list_offsets(latest, request_timeout=kafka.REQUEST_TIMEOUT).items() if latest else ():
-        with suppress(KafkaException):
-            found[place.topic, place.partition] = asked.result().offset
     return found
 
 

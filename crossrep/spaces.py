@@ -179,7 +179,7 @@ def promoted(published: Mapping[str, bytes], alias: str, space: str, bootstrap: 
     return json.dumps({"alias": space, "history": [asdict(each) for each in history]}, indent=1).encode()
 
 
-def change(bootstrap: str, decide: Callable[[Mapping[str, bytes]], Mapping[str, bytes | None]]) -> None:
+def change(bootstrap: str, decide: Callable[[dict[str, bytes]], dict[str, bytes | None]]) -> None:
     """Write to the control topic what `decide` makes of it (None: delete), as if nobody else promoted or retired meanwhile.
 
     Raises:
