@@ -1,4 +1,4 @@
-"""Readers that follow an alias, under load: two spaces whose vectors say which they are of, promoted, rolled back, and every answer checked."""
+"""Readers that follow an alias, under load: every vector says which of two spaces it is of, and every answer is checked."""
 
 from __future__ import annotations
 

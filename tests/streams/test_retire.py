@@ -25,9 +25,7 @@ from tests.cluster import Load, new_space, wait_for
 
 
 def topics_of(space: Space, bootstrap: str) -> set[str]:
-    return {
-        name for name in AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=30).topics if name.endswith(f".{space.name}")
-    }
+    return {name for name in kafka.admin(bootstrap).list_topics(timeout=30).topics if name.endswith(f".{space.name}")}
 
 
 def groups_of(space: Space, bootstrap: str) -> list[str]:
