@@ -78,7 +78,7 @@ def resolve(space: str, bootstrap: str | None) -> Space:
 @click.option("--vectors", is_flag=True, help="Print the vectors too.")
 def get(entity: str, ids: tuple[str, ...], space: str, bootstrap: str | None, at: datetime | None, vectors: bool) -> None:
     """What a reader sees of one or more ids: crossrep get user 17 --space kuairand-v1."""
-    with LocalView(entity, spaces.resolve(space, bootstrap).space.name, bootstrap) as view:
+    with LocalView(entity, space, bootstrap) as view:
         view.wait(300)
         answer = view.get(ids, at.replace(tzinfo=UTC).timestamp() if at else None)
     table = Table("id", "events", "newest event", "column", "weight", "newest in column", "|vector|", box=None)

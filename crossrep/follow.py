@@ -113,10 +113,14 @@ class Follower:
         while not self._caught_up.wait(0.05):
             self.check()
             if deadline is not None and time.monotonic() > deadline:
-                done, end = sum(self._positions.values()), sum(self._ends.values())
-                at = f"at {done} of {end} offsets" if self._ends else "the cluster has not said where the topic ends"
-                raise TimeoutError(f"{self.topic}: not caught up within {timeout} s; {at}")
+                raise self.late(timeout)
         self.check()
+
+    def late(self, timeout: float | None) -> TimeoutError:
+        """The error of who has waited so many seconds: says how far this is."""
+        done, end = sum(self._positions.values()), sum(self._ends.values())
+        at = f"at {done} of {end} offsets" if self._ends else "the cluster has not said where the topic ends"
+        return TimeoutError(f"{self.topic}: not caught up within {timeout} s; {at}")
 
     @property
     def positions(self) -> dict[int, int]:

@@ -124,11 +124,11 @@ def readers(bootstrap: str, space: str | None = None) -> list[Reader]:
         raise CrossrepError(f"the cluster at {bootstrap} does not say who reads: {error.args[0].str()}") from None
     found = []
     for group, parts in sorted(committed.items()):
-        about = next((json.loads(part.metadata) for part in parts if part.metadata), None)
-        if about is not None:  # else it is closing this moment
-            _, name, entity, _ = group.split(".", 3)
-            lag = sum(max(0, ends.get((part.topic, part.partition), 0) - part.offset) for part in parts)
-            found.append(Reader(group, name, entity, about["kind"], about["host"], about["at"], lag))
+        _, name, entity, _ = group.split(".", 3)
+        lag = sum(max(0, ends.get((part.topic, part.partition), 0) - part.offset) for part in parts)
+        with suppress(StopIteration, ValueError, KeyError, TypeError):  # it closes this moment, or somebody else commits there
+            about = json.loads(next(part.metadata for part in parts if part.metadata))
+            found.append(Reader(group, name, entity, about["kind"], about["host"], float(about["at"]), lag))
     return found
 
 

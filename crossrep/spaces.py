@@ -185,7 +185,7 @@ def change(bootstrap: str, decide: Callable[[dict[str, bytes]], dict[str, bytes 
     Raises:
         CrossrepError: somebody did, or the cluster does not answer: nothing was written; and whatever `decide` raises.
     """
-    producer = kafka.transactional_producer(bootstrap, f"{SPACES_TOPIC}.control", 30.0)
+    producer = kafka.transactional_producer(bootstrap, f"{SPACES_TOPIC}.control", 10.0)
     try:
         kafka.retried(lambda: producer.init_transactions(kafka.REQUEST_TIMEOUT))  # fences whoever has read before us and not yet written
         values = decide(read_all(bootstrap))

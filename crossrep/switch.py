@@ -54,6 +54,7 @@ class Switcher(Generic[L]):
         self.loading: str | None = None  # the space that is being loaded
         self._bootstrap, self._now, self._load, self._switch = bootstrap, now, load, switch
         self._published: dict[str, bytes] = {}
+        self._promotion: str | None = None  # the space that was promoted last; None: nobody has said yet, or the alias is gone
         self._stopped = threading.Event()
         self._follower = Follower(SPACES_TOPIC, self._apply, bootstrap)
         self._thread = threading.Thread(target=self._run, name=f"switch {alias}", daemon=True)
@@ -78,17 +79,17 @@ class Switcher(Generic[L]):
             if value is not None:
                 published[name.decode(errors="replace")] = value
         self._published = published  # replaced, never changed: the other thread looks at it
+        alias = spaces.aliases(published).get(self.alias)
+        self._promotion = None if alias is None else alias.space
 
     def _promoted(self) -> str:
         """The space behind the alias; the one that is held where nobody says."""
         try:
-            if not self._follower.caught_up:
-                return self._now().space.name
+            if self._follower.caught_up and self._promotion is not None:
+                return self._promotion
         except CrossrepError as error:
             self.problem = f"promotions of {self.alias!r} are not heard of any more: {error}"
-            return self._now().space.name
-        alias = spaces.aliases(self._published).get(self.alias)
-        return self._now().space.name if alias is None else alias.space
+        return self._now().space.name
 
     def _run(self) -> None:
         tried, again, patience = "", 0.0, RETRY
@@ -126,10 +127,13 @@ class Switcher(Generic[L]):
         spaces.refuse_retiring(found)
         fresh = self._load(found.space)
         try:
-            while not fresh.caught_up:
-                if self._stopped.wait(LOOK_EVERY) or self._promoted() != wanted:
+            while True:
+                if self._stopped.is_set() or self._promoted() != wanted:
                     fresh.close()
                     return
+                if fresh.caught_up:
+                    break
+                self._stopped.wait(LOOK_EVERY)
         except BaseException:
             fresh.close()
             raise

@@ -197,7 +197,7 @@ class LocalView:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self.caught_up:
             if time.monotonic() > deadline:
-                self._live.follower.wait(0)  # says how far it is
+                raise self._live.follower.late(timeout)
             time.sleep(0.01)
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
@@ -235,7 +235,7 @@ class LocalView:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self.caught_up:
             if time.monotonic() > deadline:
-                self.wait(0)  # says how far it is
+                raise self._live.follower.late(timeout)
             await asyncio.sleep(0.05)
 
     def changes(self) -> AsyncGenerator[Changes, None]:
