@@ -22,7 +22,7 @@ from state.store import Memory, Room
 
 log = logging.getLogger(__name__)
 
-LEFT_WITHIN = 15.0  # seconds a request takes at most
+SEARCH = 15.0  # seconds that an answer takes at most, once its question has arrived
 _OURS = "replica-of-an-alias"  # file that marks a folder as one that we made
 
 
@@ -43,6 +43,7 @@ class Serving:
         self.status = Status(space, bootstrap, self.replicas, folder, options.workers)
         self._lock = threading.Lock()
         self._inside, self._closed = 0, False
+        self._patience = options.client_timeout + SEARCH
 
     @property
     def caught_up(self) -> bool:
@@ -64,11 +65,11 @@ class Serving:
         with self._lock:
             self._inside -= 1
 
-    def close(self, wait: float = LEFT_WITHIN) -> None:
-        """Let nobody in, wait until all have left, stop following and close the disks."""
+    def close(self, wait: float | None = None) -> None:
+        """Let nobody in, wait until all have left (so many seconds; default: as many as a request may take), close the disks."""
         with self._lock:
             self._closed = True
-        deadline = time.monotonic() + wait
+        deadline = time.monotonic() + (self._patience if wait is None else wait)
         while self._inside and time.monotonic() < deadline:
             time.sleep(0.01)
         for replica in self.replicas.values():
