@@ -64,13 +64,7 @@ def retire(name: str, bootstrap: str, disks: Iterable[Path]) -> Retired:
     """
 
     def mark(published: dict[str, bytes]) -> dict[str, bytes | None]:
-        called = [alias.name for alias in spaces.aliases(published).values() if alias.space == name]
-        if called:
-            raise SpaceError(
-                f"{', '.join(called)} stands for space {name!r}. Promote another first: crossrep space promote NAME --as {called[0]}"
-            )
-        if name not in published:
-            raise SpaceError(f"no space {name!r} at {bootstrap}: see crossrep space list")
+        _refuse_promoted(name, published, bootstrap)
         return {name: spaces.encode(replace(spaces.decode(name, published[name]), retiring=True))}
 
     spaces.change(bootstrap, mark)

@@ -76,9 +76,8 @@ class Server:
     """A `crossrep serve` process."""
 
     def __init__(self, workers: Workers, space: Space | str, data: Path, *options: str):
-        self.process: subprocess.Popen[bytes] = workers.start(
-            "serve", getattr(space, "name", space), "--port", "0", "--data", str(data), *options
-        )
+        name = space if isinstance(space, str) else space.name
+        self.process: subprocess.Popen[bytes] = workers.start("serve", name, "--port", "0", "--data", str(data), *options)
         self._log = workers.folder / f"{len(workers.running) - 1}-serve.log"
         wait_for(lambda: self._address() is not None or self.process.poll() is not None, "it listens", 30)
         assert self.process.poll() is None, self.log
