@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, browser
 from served import Server
 
 from crossrep import Changes, CrossrepError, LocalView, frames, kafka
@@ -267,5 +268,24 @@ def test_a_replica_killed_while_it_switches(world: World, tmp_path: Path) -> Non
         assert status == 200 and answer["space"] == second and all(answer["found"])
         assert np.unique(answer["columns"]["cr"]["vector"]).tolist() == [2.0]
         assert not gone.exists() and (tmp_path / "data" / "not-ours").exists()
+    finally:
+        workers.kill_all()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_the_page_goes_along(world: World, tmp_path: Path) -> None:
+    alias, (first, second) = world.alias(), world.spaces
+    workers = Workers(tmp_path)
+    try:
+        server = Server(workers, alias, tmp_path / "data")
+        server.wait()
+        with browser(tmp_path / "profile") as tab:
+            tab.open(f"http://127.0.0.1:{server.port}/#/user/k7")
+            for space in (first, second):
+                promote(alias, space.name, world.bootstrap)
+                tab.wait(f"document.getElementById('space').textContent == '{alias} → {space.name}'", SWITCHED_WITHIN)
+                tab.wait("document.querySelector('#found h3').textContent == 'user k7' && document.querySelector('#found .near')")
+                tab.wait(f"document.getElementById('found').textContent.includes('{world.dim(space.name)} dims')")
+                assert tab.run("document.getElementById('entity').options.length") == 2 and not tab.problems
     finally:
         workers.kill_all()
