@@ -84,7 +84,9 @@ def standings(space: Space, bootstrap: str) -> dict[str, Standing]:
 
 
 def falls_behind(space: Space, bootstrap: str, within: float) -> list[str]:
-    """The stages whose workers do not get, `within` so many seconds, to where their inputs end now. Those never used do not count.
+    """The stages whose workers do not get, `within` so many seconds, to where their inputs end now.
+
+    `infer` counts once it has been used: its inputs are everybody's. What lies in the space's own topics must be read by somebody.
 
     Raises:
         CrossrepError: the cluster does not answer.
@@ -93,7 +95,7 @@ def falls_behind(space: Space, bootstrap: str, within: float) -> list[str]:
     deadline = time.monotonic() + within
     now = asked
     while True:
-        late = [role for role, standing in now.items() if asked[role].used and standing.behind(asked[role].ends)]
+        late = [role for role, standing in now.items() if (role != "infer" or standing.used) and standing.behind(asked[role].ends)]
         if not late or time.monotonic() > deadline:
             return late
         time.sleep(0.2)

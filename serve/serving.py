@@ -88,8 +88,10 @@ class Served:
         self.name = name
         self._bootstrap, self._options = bootstrap, options
         space, follows = aliased(name, bootstrap)
+        self._switcher: Switcher[Serving] | None = None
         self.now = self._of_alias(space) if follows else Serving(space, bootstrap, options, options.folder)
-        self._switcher = Switcher(name, bootstrap, lambda: self.now, self._of_alias, self._switch) if follows else None
+        if follows:
+            self._switcher = Switcher(name, bootstrap, lambda: self.now, self._of_alias, self._switch)
 
     def enter(self) -> Serving:
         """For one request, which calls `leave` in the end."""
@@ -111,9 +113,11 @@ class Served:
 
     def _of_alias(self, space: Space) -> Serving:
         """The former's disk is kept, so that a rollback is quick; a retired space's is not."""
-        published, folder = spaces.read_all(self._bootstrap), self._options.folder
+        folder, kept = self._options.folder, set(spaces.read_all(self._bootstrap))
+        if self._switcher is not None:
+            kept.add(self.now.space.name)
         for ours in folder.glob(f"*/{_OURS}"):
-            if ours.parent.name not in published:
+            if ours.parent.name not in kept:
                 log.info("space %s is retired: %s is removed", ours.parent.name, ours.parent)
                 shutil.rmtree(ours.parent, ignore_errors=True)
         serving = Serving(space, self._bootstrap, self._options, folder / space.name)

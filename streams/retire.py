@@ -132,9 +132,10 @@ def _in_use(folder: Path) -> bool:
     """Does a process hold a lock in it?"""
     for path in folder.rglob("*"):
         if path.name.lower() == "lock" and path.is_file():
-            with suppress(PermissionError), path.open("rb") as file:
+            with suppress(PermissionError), path.open("r+b") as file:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a worker's
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # RocksDB's
                 except OSError:
                     return True
     return False
