@@ -45,6 +45,8 @@ class Representations(Mapping[str, ColumnValues]):
     at: float  # the time weights are decayed to, seconds since 1970
     columns: dict[str, ColumnValues]
     ids: Keys  # [n], as they were asked for
+    space: str  # whose vectors these are: all of one space, also while a view switches to another
+    hash: str  # of its spec
 
     def __getitem__(self, column: str) -> ColumnValues:
         return self.columns[column]
@@ -111,4 +113,5 @@ def answer(
         columns[name] = ColumnValues(vectors, weights, times)
     counts = np.where(found, records["count"], 0).astype(np.int64)
     offsets = np.where(found, records["source_offset"], -1).astype(np.int64)
-    return Representations(found, counts, np.where(found, records["event_time"], algebra.NEVER), offsets, at, columns, keys)
+    times = np.where(found, records["event_time"], algebra.NEVER)
+    return Representations(found, counts, times, offsets, at, columns, keys, layout.space, layout.hash)

@@ -30,7 +30,7 @@ def batch(answer: Representations) -> Any:
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.vectors.reshape(-1)), dim)
         columns[_free(f"{name}_confidence", answer)] = pa.array(values.confidence if np.isnan(values.weights).any() else values.weights)
         columns[f"{name}_time"] = timestamps(values.times)
-    return pa.RecordBatch.from_pydict(columns)
+    return pa.RecordBatch.from_pydict(columns, metadata={"space": answer.space, "hash": answer.hash})
 
 
 def _free(name: str, answer: Representations) -> str:
@@ -46,4 +46,5 @@ def table(records: RecordTable) -> Any:
         slots = records.index.slots()
         parts = [slots[first : first + ROWS] for first in range(0, len(slots), ROWS)]
         batches = [to_arrow(records.layout, records.index.keys(part), records.records[part]) for part in parts]
-    return pa.Table.from_batches(batches, schema(records.layout))
+    layout = records.layout
+    return pa.Table.from_batches(batches, schema(layout)).replace_schema_metadata({"space": layout.space, "hash": layout.hash})

@@ -41,6 +41,7 @@ The flow, and the commands in the order you meet them:
   crossrep samples SPACE                 impressions and clicks → labelled samples
   crossrep training-set SPACE            samples, with what was known before each, as Parquet
   crossrep leaks SPACE                   does a training set know the future?
+  crossrep space promote SPACE           readers of `current` go over to it; space list, compare, retire
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order
@@ -65,34 +66,13 @@ bootstrap_option = click.option(
     "--bootstrap", metavar="HOST:PORT", help="The Kafka cluster. Default: KAFKA_BOOTSTRAP, or the broker `crossrep kafka up` started."
 )
 space_option = click.option(
-    "--space", required=True, envvar="CROSSREP_SPACE", metavar="NAME", help="A published space, such as kuairand-v1."
+    "--space", required=True, envvar="CROSSREP_SPACE", metavar="NAME", help="A published space, such as kuairand-v1; to read, current too."
 )
 
 
 def resolve(space: str, bootstrap: str | None) -> Space:
     """A space by name, as published, or by its TOML file."""
     return Space.load(space) if space.endswith(".toml") else spaces.find(space, bootstrap).space
-
-
-@cli.command()
-@bootstrap_option
-def list_spaces(bootstrap: str | None) -> None:
-    """Spaces published on this cluster, with their entities and columns."""
-    table = Table("space", "hash", "partitions", "entity", "columns", box=None)
-    for name, value in sorted(spaces.read_all(bootstrap).items()):
-        try:
-            space = spaces.decode(name, value).space
-        except CrossrepError as error:
-            table.add_row(name, str(error))
-            continue
-        for entity, spec in space.entities.items():
-            columns = ", ".join(f"{c} {v.aggregate} {v.source}[{v.dim}]" for c, v in spec.columns.items())
-            table.add_row(name, space.hash.hex(), str(space.partitions), entity, columns)
-    console.print(table)
-
-
-list_spaces.name = "spaces"
-cli.commands["spaces"] = cli.commands.pop("list-spaces")
 
 
 @cli.command()
@@ -121,7 +101,7 @@ def get(entity: str, ids: tuple[str, ...], space: str, bootstrap: str | None, at
                 table.add_row("", "", "", "", "", "", " ".join(f"{x:.5g}" for x in values.vectors[i]))
     console.print(table)
     if answer.found.any():
-        console.print(f"weights decayed to {_time(answer.at)}", style="dim")
+        console.print(f"of {answer.space}, weights decayed to {_time(answer.at)}", style="dim")
     if not answer.found.all():
         console.print(
             f"[dim]no event of them is folded: never seen, expired, forgotten, or workers are behind. See: crossrep doctor {space}"
@@ -138,7 +118,7 @@ def get(entity: str, ids: tuple[str, ...], space: str, bootstrap: str | None, at
 @click.option("-k", default=10, show_default=True, help="How many.")
 def similar(entity: str, id: str, space: str, bootstrap: str | None, column: str | None, k: int) -> None:
     """Nearest ids by cosine: crossrep similar item 17 --space kuairand-v1 --column cr."""
-    with LocalView(entity, space, bootstrap) as view:
+    with LocalView(entity, spaces.resolve(space, bootstrap).space.name, bootstrap) as view:
         view.wait(300)
         columns = {name: c for name, c in view.space.entities[entity].columns.items() if c.dim}
         chosen = column or next((name for name, c in columns.items() if c.aggregate == "latest"), next(iter(columns), ""))
@@ -181,6 +161,7 @@ def main() -> None:
 from crossrep import cli_analysts as cli_analysts  # noqa: E402  adds the analysts' commands to those above
 from crossrep import cli_archive as cli_archive  # noqa: E402
 from crossrep import cli_samples as cli_samples  # noqa: E402
+from crossrep import cli_spaces as cli_spaces  # noqa: E402  and those for spaces
 
 if __name__ == "__main__":
     main()

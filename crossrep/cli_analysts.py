@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -14,7 +14,10 @@ from rich.table import Table
 
 from crossrep import kafka, spaces
 from crossrep.cli import bootstrap_option, cli, console, space_option
-from crossrep.errors import DataError
+from crossrep.errors import CrossrepError, DataError
+
+if TYPE_CHECKING:
+    from crossrep.snapshots import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,6 +32,19 @@ def place_option(*names: str, folder: str = "snapshots") -> Callable[[Command], 
         metavar="URL",
         help=f"A folder, or an URL such as s3://bucket/{folder}. Default: {variable}, or CROSSREP_HOME/{folder}.",
     )
+
+
+def _store(url: str | None, name: str, bootstrap: str | None = None) -> Store:
+    """The snapshots of a space. Kafka is asked only where there are none of that name: it may be an alias."""
+    from crossrep.snapshots import Store
+
+    store = Store(url, name)
+    if store.ids():
+        return store
+    try:
+        return Store(url, spaces.resolve(name, bootstrap).space.name)
+    except CrossrepError:
+        return store  # says that there is no snapshot
 
 
 @cli.command()
@@ -48,7 +64,8 @@ def snapshot(space: str, url: str | None, keep: int | None, bootstrap: str | Non
     from crossrep.snapshots import Store
 
     address = kafka.bootstrap_servers(bootstrap)
-    published, store = spaces.find(space, address), Store(url, space)
+    published = spaces.resolve(space, address)
+    store = Store(url, published.space.name)
     total = changelog.sizes(published.space, list(published.space.entities), address)
     columns = (TextColumn("records"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     began = datetime.now()
@@ -68,9 +85,8 @@ def snapshot(space: str, url: str | None, keep: int | None, bootstrap: str | Non
 @place_option("--from")
 def snapshots(space: str, url: str | None) -> None:
     """The snapshots of SPACE, oldest first. The newest is what other commands take unless they are told."""
-    from crossrep.snapshots import Store
 
-    store = Store(url, space)
+    store = _store(url, space)
     table = Table("snapshot", "taken", "rows", "MB", "crossrep", box=None)
     for found in store.published():
         rows = ", ".join(f"{sum(part.rows for part in parts):,} {entity}" for entity, parts in found.parts.items())
@@ -101,11 +117,10 @@ def sql(query: str, space: str, url: str | None, id: str | None, format: str, ou
     "describe user" lists what a view holds. Only queries are taken, and nothing but the snapshot's files is needed: no Kafka.
     """
     from crossrep import sql as questions
-    from crossrep.snapshots import Store
 
     if format == "parquet" and out is None:
         raise click.UsageError("--format parquet needs a file: --out FILE")
-    store = Store(url, space)
+    store = _store(url, space)
     manifest = store.find(id)
     answer = questions.ask(store, manifest, query)
     if format == "parquet":
@@ -138,9 +153,8 @@ def drift(a: str | None, b: str | None, space: str, url: str | None, plot: Path 
     the angle and the distance between the two mean vectors, the median length of vectors, and how far each key's own vector has turned.
     """
     from crossrep import drift as drifts
-    from crossrep.snapshots import Store
 
-    store = Store(url, space)
+    store = _store(url, space)
     if a is None:
         ids = [found.id for found in store.published()]
         if len(ids) < 2:
@@ -175,12 +189,12 @@ def history(entity: str, id: str, space: str, bootstrap: str | None, last: int, 
     from crossrep import key_history
 
     address = kafka.bootstrap_servers(bootstrap)
-    known, key = spaces.find(space, address).space, id.encode()
+    known, key = spaces.resolve(space, address).space, id.encode()
     earlier: key_history.Earlier = lambda number, before: iter(())  # noqa: E731
     if archive_url is not None:
         from crossrep.archive import Archive
 
-        store = Archive(archive_url, space)
+        store = Archive(archive_url, known.name)
         earlier = lambda number, before: store.of_key(entity, key, number, before)  # noqa: E731
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"reading {known.frames_topic}", total=None)
@@ -215,10 +229,9 @@ def import_snapshot(source: str, into: str, id: str | None, add: bool, url: str 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from crossrep import seeding
-    from crossrep.snapshots import Store
 
     address = kafka.bootstrap_servers(bootstrap)
-    store, space = Store(url, source), spaces.find(into, address).space
+    store, space = _store(url, source, address), spaces.find(into, address).space
     manifest = store.find(id)
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:

@@ -8,14 +8,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
-from dataclasses import dataclass
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec, TopicDescription
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import TopicDescription
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, TopicError
+from crossrep.probe import TIMEOUT, Probe
+from crossrep.readers import Presence
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ Begin = Callable[[str, dict[int, tuple[int, int]]], dict[int, int]]  # topic id,
 Reached = Callable[[dict[int, int], float], None]
 
 PROBE_EVERY = 1.0  # seconds
-PROBE_TIMEOUT = 5.0  # seconds
 STALLED_AFTER = 10.0  # seconds
 CLOSE_TIMEOUT = 2.0  # seconds
 
@@ -60,6 +59,7 @@ class Follower:
         begin: called once from that thread, before anything is read, by a reader that keeps what it applied; default: the beginning.
         reached: called from that thread after each look for messages, also if there were none, with positions up to which all is applied,
             and when (time.monotonic()) that was last all there was.
+        presence: tells the cluster that somebody reads.
     """
 
     def __init__(
@@ -70,13 +70,14 @@ class Follower:
         partitions: Collection[int] | None = None,
         begin: Begin | None = None,
         reached: Reached = lambda positions, complete: None,
+        presence: Presence | None = None,
     ):
         self.topic = topic
         self.records = 0  # applied so far
         self.complete_at = -math.inf  # time.monotonic(); what was in the topic then has been applied
         self._apply = apply
         self._bootstrap = bootstrap
-        self._partitions, self._begin, self._reached = partitions, begin, reached
+        self._partitions, self._begin, self._reached, self._presence = partitions, begin, reached, presence
         self._process = os.getpid()
         self._caught_up = threading.Event()
         self._stopped = threading.Event()
@@ -86,7 +87,7 @@ class Follower:
         self._ends: dict[int, int] = {}
         self._behind: set[int] = set()  # partitions whose end at the start has not been reached yet
         self._first_ends: dict[int, int] = {}
-        self._probe: _Probe | None = None  # on its way
+        self._probe: Probe | None = None  # on its way
         self._probe_due = 0.0
         self._strikes = 0  # probes in a row that found another topic, or none
         self._target: tuple[float, dict[int, int]] | None = None  # when asked, and where the topic ended then
@@ -112,10 +113,14 @@ class Follower:
         while not self._caught_up.wait(0.05):
             self.check()
             if deadline is not None and time.monotonic() > deadline:
-                done, end = sum(self._positions.values()), sum(self._ends.values())
-                at = f"at {done} of {end} offsets" if self._ends else "the cluster has not said where the topic ends"
-                raise TimeoutError(f"{self.topic}: not caught up within {timeout} s; {at}")
+                raise self.late(timeout)
         self.check()
+
+    def late(self, timeout: float | None) -> TimeoutError:
+        """The error of who has waited so many seconds: says how far this is."""
+        done, end = sum(self._positions.values()), sum(self._ends.values())
+        at = f"at {done} of {end} offsets" if self._ends else "the cluster has not said where the topic ends"
+        return TimeoutError(f"{self.topic}: not caught up within {timeout} s; {at}")
 
     @property
     def positions(self) -> dict[int, int]:
@@ -180,12 +185,14 @@ class Follower:
                     self._ends[number] = max(self._ends[number], end)  # negative while not yet known
                 if self._probe is None:
                     if time.monotonic() > self._probe_due:
-                        self._probe = _Probe.send(admin, self.topic, list(self._positions))
+                        self._probe = Probe.send(admin, self.topic, list(self._positions))
                         self._probe_due = self._probe.asked + PROBE_EVERY
                 elif self._probe.answered:
                     probe, self._probe = self._probe, None
                     if not self._heard(probe):
                         admin = kafka.admin(self._bootstrap)
+                if self._presence is not None:
+                    self._presence.tell(admin, self.topic, self._positions)
                 if self._target is not None and all(self._positions[number] >= end for number, end in self._target[1].items()):
                     self.complete_at, self._target = self._target[0], None
                 if self._stalled():
@@ -195,6 +202,8 @@ class Follower:
                     client.assign(self._places())
         finally:
             client.close()
+            if self._presence is not None:
+                self._presence.end(admin)
 
     def _consumer(self) -> Consumer:
         return kafka.consumer(self._bootstrap, config={**kafka.ENDS, "reconnect.backoff.max.ms": 1000})
@@ -241,7 +250,7 @@ class Follower:
         if not self._behind:
             self._caught_up.set()
 
-    def _heard(self, probe: _Probe) -> bool:
+    def _heard(self, probe: Probe) -> bool:
         """Is this still the same topic, and where does it end now? False if the cluster did not say."""
         try:
             found = probe.topic_id
@@ -277,44 +286,6 @@ class Follower:
             raise TopicError(f"the topic was deleted and created anew (id {found}, not {self._topic_id}). {_ANEW}")
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """What the cluster is asked, without waiting: which topic has this name, and where does it end?"""
-
-    asked: float  # time.monotonic()
-    _topic: Future[TopicDescription]
-    _ends: dict[TopicPartition, Future[ListOffsetsResultInfo]]
-
-    @classmethod
-    def send(cls, admin: AdminClient, topic: str, partitions: list[int]) -> _Probe:
-        latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}
-        asked = time.monotonic()
-        ends = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=PROBE_TIMEOUT)
-        return cls(asked, admin.describe_topics(TopicCollection([topic]), request_timeout=PROBE_TIMEOUT)[topic], ends)
-
-    @property
-    def answered(self) -> bool:
-        return self._topic.done() and all(end.done() for end in self._ends.values())
-
-    @property
-    def topic_id(self) -> str | None:
-        """None: there is no such topic. Raises KafkaException if the cluster did not answer."""
-        try:
-            return str(self._topic.result().topic_id)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                return None
-            raise
-
-    @property
-    def ends(self) -> dict[int, int] | None:
-        """Per partition; None unless every leader answered."""
-        if any(end.exception() for end in self._ends.values()):
-            return None
-        ends = {place.partition: end.result().offset for place, end in self._ends.items()}
-        return None if min(ends.values()) < 0 else ends  # negative, without an error: no answer in time
-
-
 def describe(topic: str, bootstrap: str) -> TopicDescription:
     """A topic's id and partitions.
 
@@ -325,7 +296,7 @@ def describe(topic: str, bootstrap: str) -> TopicDescription:
 
     def ask() -> TopicDescription:
         admin = kafka.admin(bootstrap)
-        return admin.describe_topics(TopicCollection([topic]), request_timeout=PROBE_TIMEOUT)[topic].result()
+        return admin.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT)[topic].result()
 
     try:
         return kafka.retried(ask, kafka.TRANSIENT)

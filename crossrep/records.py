@@ -31,6 +31,7 @@ class RecordLayout:
     """
 
     def __init__(self, space: Space, entity: str):
+        self.space, self.hash = space.name, space.hash.hex()
         self.entity = entity
         self.columns = space.entities[entity].columns
         doubles = ["count", "event_time", "source_offset"]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrep.answers import Representations
+from crossrep.errors import SpaceError
 from crossrep.extras import extra
 from crossrep.keys import MISSING, Id, KeyIndex, Keys
 from crossrep.view import LocalView
@@ -54,12 +55,19 @@ class RepresentationLookup(nn.Module):
 
     Raises:
         KeyError: the entity has no vectors of that name.
+        SpaceError: the view follows an alias. A model has learnt what the vectors of one space mean; another space's would be noise to it,
+            even with the same dimensions. Let a new model come with its space.
     """
 
     _place: Tensor  # empty; knows the device
 
     def __init__(self, view: LocalView, column: str):
         super().__init__()
+        if view.alias is not None:
+            raise SpaceError(
+                f"a model cannot follow {view.alias!r}: the vectors it has learnt are those of one space. Open the view of that space, now "
+                f"LocalView({view.entity!r}, {view.space.name!r}), and a new one with each new model"
+            )
         self.dim = view.dim(column)
         self.view, self.column = view, column
         self._memo: _Memo | None = None

@@ -7,22 +7,19 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import algebra, filters, kafka, spaces
-from crossrep.answers import Representations, answer
+from crossrep import kafka
+from crossrep.answers import Representations
 from crossrep.changes import Callback, Changes, Subscribers, iterate
 from crossrep.errors import CrossrepError, SpaceError
-from crossrep.follow import Follower
-from crossrep.keys import MISSING, Id, Keys
+from crossrep.keys import Id, Keys
+from crossrep.live import Live, Wanted
 from crossrep.spec import Space
-from crossrep.table import RecordTable
-
-if TYPE_CHECKING:
-    from crossrep.disk import Folder
+from crossrep.switch import Switcher, aliased
 
 Missing = Literal["zero", "mean"]
 
@@ -39,6 +36,10 @@ class LocalView:
     old its answers may be. It ends when it cannot go on: a record is not one of this space, there is no memory for more keys, the topic
     was deleted, created anew or truncated. Then every question raises CrossrepError, which says why; a new view is the way on.
 
+    With an alias, such as `current`, it goes along with promotions: the new space is loaded beside the former, which answers until then,
+    and takes its place in one step. Every answer is of one space and says which; `Changes.switched` tells callbacks. For that time it takes
+    both spaces' memory; `max_bytes` holds for each. What cannot be loaded is tried again: `check` says why, and the former goes on.
+
     Memory, `memory_bytes`: per key the record's size (`record_bytes`, four bytes a dimension and some) and an eighth of that in reserve,
     and 86 to 172 bytes of index. At the peak, while the index doubles beside the old one, 258 bytes of index; the records grow in place
     (without Linux's mremap, old and new exist together for a moment: twice the record's size). Beside that come up to 128 MiB of records
@@ -49,7 +50,7 @@ class LocalView:
 
     Args:
         entity: such as "user".
-        space: the name of a published space. Everything else is learnt from its publication.
+        space: the name of a published space, or an alias (docs/spaces.md). Everything else is learnt from its publication.
         bootstrap: the cluster; default KAFKA_BOOTSTRAP, or the local broker.
         max_bytes: the table and the index end the view rather than take more than this, also while they grow.
         partitions: hold these partitions' keys alone; nothing else is fetched.
@@ -80,25 +81,23 @@ class LocalView:
         if missing not in get_args(Missing):
             raise ValueError(f"missing is {missing!r}; it must be one of {', '.join(map(repr, get_args(Missing)))}")
         address = kafka.bootstrap_servers(bootstrap)
-        self.space: Space = spaces.find(space, address).space
-        if entity not in self.space.entities:
-            raise SpaceError(f"space {space!r} has no entity {entity!r}; it has {', '.join(self.space.entities)}")
         self.entity = entity
+        self._wanted = Wanted(entity, max_bytes, partitions, ids, None if path is None else Path(path), missing == "mean")
+        self._address = address
         self._subscribers = Subscribers()
-        chosen, only = filters.chosen_of(self.space, partitions, ids)
-        self._folder: Folder | None = None
-        if path is not None:
-            from crossrep import disk  # not every system has what it takes
+        found, follows = aliased(space, address)
+        self._live = self._open(found)
+        self._switcher = Switcher(space, address, lambda: self._live, self._load, self._switch) if follows else None
 
-            self._folder = disk.open_table(Path(path), self.space, entity, chosen, only, address)
-        begin = None if self._folder is None else self._folder.begin
-        try:
-            self._table = RecordTable(self.space, entity, max_bytes, only, missing == "mean", self._folder)
-        except BaseException:
-            if self._folder is not None:
-                self._folder.release()
-            raise
-        self._follower = Follower(self.space.representations_topic(entity), self._apply, address, chosen, begin, self._reached)
+    @property
+    def space(self) -> Space:
+        """Whose representations it answers now; with an alias another one after a promotion."""
+        return self._live.space
+
+    @property
+    def alias(self) -> str | None:
+        """The name that it follows, if it was given one."""
+        return None if self._switcher is None else self._switcher.alias
 
     def get(
         self, ids: Sequence[Id] | NDArray[Any] | Keys, at: float | None = None, columns: Collection[str] | None = None
@@ -115,16 +114,7 @@ class LocalView:
             KeyError: the entity has no such column.
             CrossrepError: following the topic has failed, so that what is held is no longer kept fresh; open a new view.
         """
-        self._follower.check()
-        if columns is not None and not self._table.layout.columns.keys() >= set(columns):
-            raise KeyError(f"{self.entity} has not all columns of {list(columns)}; it has {list(self._table.layout.columns)}")
-        keys = ids if isinstance(ids, Keys) else Keys.of(ids)
-        with self._table.lock:
-            slots = self._table.index.find(keys)
-            records = self._table.records[np.maximum(slots, 0)]
-            moment = self._table.stream_time if at is None else at
-            means = {} if self._table.means is None else self._table.means.vectors()
-        return answer(self._table.layout, keys, slots != MISSING, records, moment, means, columns)
+        return self._live.get(ids, at, columns)
 
     def arrow(self) -> Any:
         """Everything held, at one moment, as a pyarrow.Table: the columns of a snapshot's files (docs/snapshots.md), weights decayed to
@@ -137,8 +127,9 @@ class LocalView:
         """
         from crossrep.arrow import table
 
-        self._follower.check()
-        return table(self._table)
+        live = self._live
+        live.follower.check()
+        return table(live.table)
 
     def dim(self, column: str) -> int:
         """Dimensions of a column's vectors.
@@ -146,16 +137,11 @@ class LocalView:
         Raises:
             KeyError: the entity has no vectors of that name.
         """
-        dims = {name: declared.dim for name, declared in self._table.layout.columns.items() if declared.dim}
-        if column not in dims:
-            raise KeyError(f"{self.entity} has no vectors {column!r}; it has {list(dims)}")
-        return dims[column]
+        return self._live.dim(column)
 
     def ids(self) -> list[str]:
         """Every id held, in no particular order."""
-        self._follower.check()
-        with self._table.lock:
-            return [key.decode(errors="replace") for key in self._table.index.keys(self._table.index.slots()).tolist()]
+        return self._live.ids()
 
     def nearest(self, column: str, to: Id | NDArray[np.floating], k: int = 10) -> list[tuple[str, float]]:
         """The k ids whose vectors have the greatest cosine with an id's vector (itself left out) or with a given vector.
@@ -163,50 +149,33 @@ class LocalView:
         Raises:
             KeyError: the id is not held, or the column has no vector.
         """
-        self.dim(column)
-        self._follower.check()
-        with self._table.lock:
-            slots = self._table.index.slots()
-            itself = -1
-            if isinstance(to, np.ndarray):
-                target = to.astype(np.float32)
-            else:
-                itself = int(self._table.index.find(Keys.of([to]))[0])
-                if itself == MISSING:
-                    raise KeyError(f"{self.entity} {to!r} is not held")
-                target = self._table.records[itself][column].copy()
-            slots = slots[slots != itself]
-            vectors = np.ascontiguousarray(self._table.records[column][slots])
-            keys = self._table.index.keys(slots)
-        cosines = algebra.cosines(vectors, target)
-        best = np.argsort(-cosines, kind="stable")[:k]
-        names = keys.take(best).tolist()
-        return [(name.decode(errors="replace"), float(cosine)) for name, cosine in zip(names, cosines[best])]
+        return self._live.nearest(column, to, k)
 
     def __len__(self) -> int:
         """Ids held."""
-        self._follower.check()
-        return self._table.index.size
+        live = self._live
+        live.follower.check()
+        return live.table.index.size
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of table and index, in memory and files."""
-        return self._table.memory_bytes
+        return self._live.table.memory_bytes
 
     @property
     def record_bytes(self) -> int:
         """Bytes of one record."""
-        return self._table.layout.size
+        return self._live.table.layout.size
 
     @property
     def caught_up(self) -> bool:
         """Has everything that was in the topic when the view started been applied?"""
-        return self._follower.caught_up
+        return self._live.follower.caught_up
 
     @property
     def lag(self) -> int:
         """Offsets behind the end of the topic as it was last seen; with the cluster away that may be long ago: see `staleness`."""
-        return self._follower.lag
+        return self._live.follower.lag
 
     @property
     def staleness(self) -> float:
@@ -214,17 +183,22 @@ class LocalView:
 
         About a second while all is well; grows while the cluster does not answer or the view is behind; infinite until first caught up.
         """
-        return self._follower.staleness
+        return self._live.follower.staleness
 
     @property
     def stream_time(self) -> float:
         """The newest event time in any record, seconds since 1970; -inf while there is none."""
-        self._follower.check()
-        return self._table.stream_time
+        live = self._live
+        live.follower.check()
+        return live.table.stream_time
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until caught up with what was in the topic when the view started. Raises TimeoutError after `timeout` seconds."""
-        self._follower.wait(timeout)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.caught_up:
+            if time.monotonic() > deadline:
+                raise self._live.follower.late(timeout)
+            time.sleep(0.01)
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
         """Call back with `Changes`: first, before this returns, with all ids held, then with what each run of records changes.
@@ -236,17 +210,19 @@ class LocalView:
 
         Returns a function that ends it.
         """
-        self._follower.check()
-        return self._subscribers.add(callback, self.ids)
+        self._live.follower.check()
+        return self._subscribers.add(callback, lambda: (self.space.name, self.ids()))
 
     def check(self) -> None:
         """Is all well? For health checks.
 
         Raises:
-            CrossrepError: following the topic has failed, or a callback has.
+            CrossrepError: following the topic has failed, or a callback has, or what an alias stands for now cannot be loaded.
         """
-        self._follower.check()
+        self._live.follower.check()
         self._subscribers.check()
+        if self._switcher is not None:
+            self._switcher.check()
 
     async def aget(
         self, ids: Sequence[Id] | NDArray[Any] | Keys, at: float | None = None, columns: Collection[str] | None = None
@@ -259,7 +235,7 @@ class LocalView:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self.caught_up:
             if time.monotonic() > deadline:
-                self.wait(0)  # says how far it is
+                raise self._live.follower.late(timeout)
             await asyncio.sleep(0.05)
 
     def changes(self) -> AsyncGenerator[Changes, None]:
@@ -268,15 +244,15 @@ class LocalView:
         A loop that is slower than the stream gets several changes merged: nothing piles up but ids. Raises CrossrepError once the view
         has ended.
         """
-        return iterate(self.subscribe, self._follower.check)
+        return iterate(self.subscribe, lambda: self._live.follower.check())
 
     def close(self) -> None:
         """Stop following; takes 2 seconds at most, and with `path` as long as the disk takes to write everything out."""
-        ended = self._follower.close()
-        if self._folder is not None and ended:
-            folder, self._folder = self._folder, None
-            self._follower.fail(CrossrepError("the view was closed, and its folder may be another view's by now"))
-            folder.close(self._follower.positions, self._table.stream_time, self._follower.complete_at)
+        if self._switcher is not None:
+            self._switcher.close()
+        if self._live.folder is not None:
+            self._live.follower.fail(CrossrepError("the view was closed, and its folder may be another view's by now"))
+        self._live.close()
 
     def __enter__(self) -> LocalView:
         return self
@@ -291,9 +267,25 @@ class LocalView:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a LocalView cannot be pickled: it follows a topic in a thread of its process. Open one where it is needed")
 
-    def _reached(self, positions: dict[int, int], complete: float) -> None:
-        if self._folder is not None:
-            self._folder.advance(positions, self._table.stream_time, complete)
+    def _open(self, space: Space) -> Live:
+        return Live(space, self._wanted, self._address, self._told)
 
-    def _apply(self, names: list[bytes], values: list[bytes | None]) -> None:
-        self._subscribers.tell(*self._table.apply(names, values))
+    def _load(self, space: Space) -> Live:
+        former = self._live.space
+        if self._wanted.partitions is not None and former.partitions != space.partitions:
+            raise SpaceError(
+                f"it has {space.partitions} partitions, not {former.partitions}: those of the view's filter hold other keys there. Open a "
+                "view of it"
+            )
+        return self._open(space)
+
+    def _switch(self, fresh: Live) -> Live:
+        former = self._live
+
+        with self._subscribers.lock:  # what they are told before is of the former, and what behind of the fresh one
+            self._live = fresh
+            self._subscribers.switched(fresh.space.name, former.held, fresh.held)
+        return former
+
+    def _told(self, live: Live, updated: list[bytes], deleted: list[bytes]) -> None:
+        self._subscribers.tell(updated, deleted, live.space.name, lambda: live is self._live)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from crossrep import kafka, spaces
+from crossrep import kafka
 from crossrep.cli import bootstrap_option, cli
 from crossrep.errors import CrossrepError
 from crossrep.extras import extra
@@ -74,10 +74,13 @@ def serve(
     It follows the topics, keeps everything in RocksDB under --data, and keys in use in memory. A restart goes on from the disk. Run as
     many as you like behind a balancer, each with its own --data: none knows of the others. /ready is 200 once it has caught up.
     SIGTERM lets requests end, and stops. docs/serve.md says more.
+
+    SPACE may be an alias, such as current: what is promoted is then loaded beside what is served, and takes its place in one step. That
+    takes twice the memory and disk for so long (docs/spaces.md).
     """
     with extra("serve"):
         from serve import server
-        from serve.http import Limits
+        from serve.options import Limits, Options
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     for name in ("serve", "state", "crossrep"):
@@ -88,7 +91,7 @@ def serve(
         raise click.UsageError("--tls-cert and --tls-key go together")
     if wrong := [url for url in workers if not url.startswith(("http://", "https://"))]:
         raise click.UsageError(f"--worker {wrong[0]}: write an address such as http://fold-0:8001")
-    options = server.Options(
+    options = Options(
         folder=data or kafka.home() / "serve" / space,
         host=host,
         port=port,
@@ -105,7 +108,7 @@ def serve(
         workers=workers,
     )
     address = kafka.bootstrap_servers(bootstrap)
-    server.run(spaces.find(space, address).space, address, options)
+    server.run(space, address, options)
 
 
 def tokens(file: Path | None) -> list[bytes]:

@@ -12,12 +12,11 @@ from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaE
 from confluent_kafka.admin import OffsetSpec
 
 from crossrep import kafka
-from crossrep.spec import Space, fold_group
+from crossrep.spec import Space
+from crossrep.stages import Offsets, Place, lag, stages
 
 LIMIT = 2.0  # seconds for one question
 WINDOW = 5.0  # seconds that a rate is taken over
-Place = tuple[str, int]  # topic, partition
-Offsets = dict[Place, int]
 
 
 @dataclass(frozen=True)
@@ -25,23 +24,6 @@ class Member:
     name: str
     host: str
     places: tuple[Place, ...]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Workers of one kind, and what they read."""
-
-    group: str
-    topics: tuple[str, ...]
-
-
-def stages(space: Space) -> dict[str, Stage]:
-    inputs = (space.inputs.impressions, space.inputs.clicks)
-    return {
-        "infer": Stage(f"infer.{space.name}", inputs),
-        "frame": Stage(f"frame.{space.name}", (space.inference_topic,)),
-        "fold": Stage(fold_group(space), (space.frames_topic,)),
-    }
 
 
 @dataclass(frozen=True)
@@ -193,12 +175,6 @@ class Freshness:
 
     def _begin(self, look: Look) -> None:
         self._events, self._frames, self._begun = _only(look.ends, "infer", look), None, look.at
-
-
-def lag(stage: str, end: int, position: int | None) -> int:
-    """Offsets to go, markers of transactions among them. Frames are written by transactions alone, so one left over is a marker."""
-    behind = max(0, end - (position or 0))
-    return 0 if stage == "fold" and behind == 1 else behind
 
 
 def _only(offsets: Offsets, stage: str, look: Look) -> Offsets:

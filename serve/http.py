@@ -7,9 +7,8 @@ import contextlib
 import functools
 import hmac
 import logging
-import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +17,14 @@ from urllib.parse import unquote_to_bytes
 from crossrep.answers import Representations, answer
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
-from crossrep.spec import MAX_KEY_BYTES, Space
 from serve import answers, openapi, page
 from serve.answers import JSON, SAFETENSORS, Answer, Refused
 from serve.metrics import Metrics
 from serve.nearest import WITHIN, nearest
+from serve.options import Limits
 from serve.questions import Question, Receive, Scope, Send, body_of, key_of, object_of, parameters, question
 from serve.replica import Replica
-from serve.status import Status
+from serve.serving import Served, Serving
 
 log = logging.getLogger(__name__)
 
@@ -35,52 +34,32 @@ _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _OPEN = (b"healthz", b"ready", b"", b"page")  # what a balancer asks needs no token, and the page asks people for theirs
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a replica takes on."""
-
-    keys: int = 1000  # of a batch
-    waiting: int = 256  # requests received and not yet answered
-    searches: int = 2  # for nearest keys, at a time
-    max_lag: float = math.inf  # seconds behind, above which it is not ready
-
-    @property
-    def body(self) -> int:
-        """Bytes: an id of 64 bytes takes at most six times as many in JSON."""
-        return (64 << 10) + self.keys * (6 * MAX_KEY_BYTES + 4)
-
-
 @dataclass
 class App:
-    """Answers for all entities of a space.
+    """Answers for all entities of a space. A request is of the space that was served when it came, from its first line to its last.
 
     Args:
         tokens: one of them must be shown; empty: nobody is asked.
         waiting: how many requests were received and not yet answered.
     """
 
-    space: Space
-    replicas: Mapping[str, Replica]
+    served: Served
     limits: Limits
     tokens: list[bytes]
     waiting: Callable[[], int]
-    status: Status
 
     def __post_init__(self) -> None:
         self._readers = ThreadPoolExecutor(READERS, "read")
-        self.metrics = Metrics(self.replicas, self.waiting)
+        self.metrics = Metrics(self.served, self.waiting)
         self._searchers = ThreadPoolExecutor(self.limits.searches, "nearest")
         self._searching = 0
-        self._digest = self.space.hash.hex()
-        self._document = answers.dumps(openapi.document(self.space, self.limits.keys, MAX_NEAREST, bool(self.tokens)))
-        self._weighted = {e: {n for n, c in r.layout.columns.items() if c.half_life is not None} for e, r in self.replicas.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         path = [unquote_to_bytes(part) for part in scope["raw_path"].split(b"/")[1:]]
-        route = "other"
+        route, now = "other", self.served.enter()
         try:
-            route, handler = self._route(scope, path)
+            route, handler = self._route(now, scope, path)
             answer = await handler(scope, receive)
         except Refused as refused:
             answer = refused.answer
@@ -89,6 +68,8 @@ class App:
         except Exception:
             log.exception("a request failed")
             answer = Refused(500, "a fault of the replica", "its log says more; ask another replica").answer
+        finally:
+            now.leave()
         head = [(b"content-type", answer.content_type), (b"content-length", b"%d" % len(answer.body)), *answer.headers]
         with contextlib.suppress(RuntimeError):  # what uvloop calls a connection that was cut off this moment
             await send({"type": "http.response.start", "status": answer.status, "headers": head})
@@ -97,7 +78,7 @@ class App:
         requests.inc()
         seconds.observe(time.perf_counter() - started)
 
-    def _route(self, scope: Scope, path: list[bytes]) -> tuple[str, Callable[[Scope, Receive], Awaitable[Answer]]]:
+    def _route(self, now: Serving, scope: Scope, path: list[bytes]) -> tuple[str, Callable[[Scope, Receive], Awaitable[Answer]]]:
         """The handler of a request that may be asked now. Raises Refused."""
         if not path or path[0] not in _OPEN:
             self._authorise(scope)
@@ -105,25 +86,25 @@ class App:
             case [b"healthz"]:
                 route, method, handler = "healthz", "GET", self._healthz
             case [b"ready"]:
-                route, method, handler = "ready", "GET", self._ready
+                route, method, handler = "ready", "GET", functools.partial(self._ready, now)
             case [b"metrics"]:
                 route, method, handler = "metrics", "GET", self._metrics
             case [b"openapi.json"]:
-                route, method, handler = "openapi", "GET", self._openapi
+                route, method, handler = "openapi", "GET", functools.partial(self._openapi, now)
             case [b""]:
                 route, method, handler = "page", "GET", functools.partial(self._page, b"index.html")
             case [b"page", name]:
                 route, method, handler = "page", "GET", functools.partial(self._page, name)
             case [b"v1", b"status"]:
-                route, method, handler = "status", "GET", self._status
+                route, method, handler = "status", "GET", functools.partial(self._status, now)
             case [b"v1", b"space"]:
-                route, method, handler = "space", "GET", self._space
+                route, method, handler = "space", "GET", functools.partial(self._space, now)
             case [b"v1", entity, b"batch"]:
-                route, method, handler = "batch", "POST", functools.partial(self._batch, self._replica(entity))
+                route, method, handler = "batch", "POST", functools.partial(self._batch, now, _replica(now, entity))
             case [b"v1", entity, id]:
-                route, method, handler = "point", "GET", functools.partial(self._point, self._replica(entity), id)
+                route, method, handler = "point", "GET", functools.partial(self._point, now, _replica(now, entity), id)
             case [b"v1", entity, id, b"nearest"]:
-                route, method, handler = "nearest", "GET", functools.partial(self._nearest, self._replica(entity), id)
+                route, method, handler = "nearest", "GET", functools.partial(self._nearest, now, _replica(now, entity), id)
             case _:
                 raise Refused(404, "there is nothing here", "/openapi.json lists what there is")
         if scope["method"] != method:
@@ -143,25 +124,19 @@ class App:
         if kind.lower() != b"bearer" or not any(known):
             raise Refused(401, "no valid token", "send the header Authorization: Bearer TOKEN", (b"www-authenticate", b"Bearer"))
 
-    def _replica(self, entity: bytes) -> Replica:
-        replica = self.replicas.get(entity.decode(errors="replace"))
-        if replica is None:
-            raise Refused(404, f"no entity {entity.decode(errors='replace')!r}", f"this space has {', '.join(self.replicas)}")
-        return replica
-
     # --- Look-ups ---
 
-    async def _point(self, replica: Replica, id: bytes, scope: Scope, receive: Receive) -> Answer:
+    async def _point(self, now: Serving, replica: Replica, id: bytes, scope: Scope, receive: Receive) -> Answer:
         options = question(replica.layout, scope, parameters(scope, {"at", "columns"}))
         found = await self._look_up(replica, [key_of(id)], options)
         name = id.decode()
         if not found.found[0]:
             raise Refused(404, f"no {replica.entity} {name!r}", "the key was never seen, has expired or was forgotten")
         if options.accept == SAFETENSORS:
-            return Answer(200, answers.tensors(self._about(replica), found, self._weighted[replica.entity]), SAFETENSORS)
-        return Answer(200, answers.point(self._about(replica), name, found, self._weighted[replica.entity]))
+            return Answer(200, answers.tensors(_about(now, replica), found, now.weighted[replica.entity]), SAFETENSORS)
+        return Answer(200, answers.point(_about(now, replica), name, found, now.weighted[replica.entity]))
 
-    async def _batch(self, replica: Replica, scope: Scope, receive: Receive) -> Answer:
+    async def _batch(self, now: Serving, replica: Replica, scope: Scope, receive: Receive) -> Answer:
         asked = object_of(await body_of(scope, receive, self.limits.body), {"ids", "at", "columns"})
         ids = asked.get("ids")
         if not isinstance(ids, list) or not set(map(type, ids)) <= {str}:
@@ -171,9 +146,9 @@ class App:
         options = question(replica.layout, scope, asked)
         found = await self._look_up(replica, ids, options)
         encode, kind = (answers.tensors, SAFETENSORS) if options.accept == SAFETENSORS else (answers.batch, JSON)
-        return Answer(200, encode(self._about(replica), found, self._weighted[replica.entity]), kind)
+        return Answer(200, encode(_about(now, replica), found, now.weighted[replica.entity]), kind)
 
-    async def _nearest(self, replica: Replica, id: bytes, scope: Scope, receive: Receive) -> Answer:
+    async def _nearest(self, now: Serving, replica: Replica, id: bytes, scope: Scope, receive: Receive) -> Answer:
         given = parameters(scope, {"column", "k"})
         key, name = key_of(id), id.decode()
         with_vectors = [name for name, column in replica.layout.columns.items() if column.dim]
@@ -196,7 +171,7 @@ class App:
         if best is None:
             raise Refused(404, f"no {replica.entity} {name!r}", "the key was never seen, has expired or was forgotten")
         found = [{"id": key.decode(errors="replace"), "cosine": cosine} for key, cosine in best]
-        return Answer(200, answers.dumps(self._about(replica) | {"id": name, "column": column, "nearest": found}))
+        return Answer(200, answers.dumps(_about(now, replica) | {"id": name, "column": column, "nearest": found}))
 
     async def _look_up(self, replica: Replica, ids: list[str] | list[bytes], options: Question) -> Representations:
         self._caught_up(replica)
@@ -214,9 +189,6 @@ class App:
         at = replica.stream_time if options.at is None else options.at
         return answer(replica.layout, keys, found, records, at, {}, options.columns)
 
-    def _about(self, replica: Replica) -> dict[str, Any]:
-        return answers.about(replica, self.space.name, self._digest)
-
     def _caught_up(self, replica: Replica) -> None:
         if not replica.caught_up:
             raise unavailable(f"the replica of {replica.entity} is still reading what there is", "ask another replica; /ready tells", 5)
@@ -226,34 +198,48 @@ class App:
     async def _healthz(self, scope: Scope, receive: Receive) -> Answer:
         return Answer(200, answers.dumps({"alive": True}))
 
-    async def _ready(self, scope: Scope, receive: Receive) -> Answer:
+    async def _ready(self, now: Serving, scope: Scope, receive: Receive) -> Answer:
+        said: dict[str, Any] = {"ready": False, **self._of(now)}
         try:
-            ready = all(replica.caught_up and replica.staleness <= self.limits.max_lag for replica in self.replicas.values())
-            entities = {
+            said["entities"] = {
                 name: {"caught_up": r.caught_up, "lag": answers.lag(r), "applied": r.applied, "resumed": r.resumed}
-                for name, r in self.replicas.items()
+                for name, r in now.replicas.items()
             }
-            said = {"ready": ready, "space": self.space.name, "hash": self._digest, "entities": entities}
+            said["ready"] = now.caught_up and all(replica.staleness <= self.limits.max_lag for replica in now.replicas.values())
         except CrossrepError as error:
-            ready, said = False, {"ready": False, "space": self.space.name, "hash": self._digest, "error": str(error)}
-        return Answer(200 if ready else 503, answers.dumps(said), JSON, () if ready else ((b"retry-after", b"5"),))
+            said["error"] = str(error)
+        return Answer(200 if said["ready"] else 503, answers.dumps(said), JSON, () if said["ready"] else ((b"retry-after", b"5"),))
 
     async def _metrics(self, scope: Scope, receive: Receive) -> Answer:
         return Answer(200, self.metrics.text(), _TEXT)
 
-    async def _openapi(self, scope: Scope, receive: Receive) -> Answer:
-        return Answer(200, self._document)
+    async def _openapi(self, now: Serving, scope: Scope, receive: Receive) -> Answer:
+        return Answer(200, answers.dumps(openapi.document(now.space, self.limits.keys, MAX_NEAREST, bool(self.tokens))))
 
     async def _page(self, name: bytes, scope: Scope, receive: Receive) -> Answer:
         return page.answer(name)
 
-    async def _status(self, scope: Scope, receive: Receive) -> Answer:
-        return Answer(200, answers.dumps(self.status.said()), JSON, ((b"cache-control", b"no-store"),))
+    async def _status(self, now: Serving, scope: Scope, receive: Receive) -> Answer:
+        return Answer(200, answers.dumps(now.status.said() | self._of(now)), JSON, ((b"cache-control", b"no-store"),))
 
-    async def _space(self, scope: Scope, receive: Receive) -> Answer:
-        entities = {name: {"lag": answers.lag(r), "stream_time": r.stream_time} for name, r in self.replicas.items()}
-        said = {"space": self.space.name, "hash": self._digest, "spec": self.space.toml_dict, "entities": entities}
-        return Answer(200, answers.dumps(said))
+    async def _space(self, now: Serving, scope: Scope, receive: Receive) -> Answer:
+        entities = {name: {"lag": answers.lag(r), "stream_time": r.stream_time} for name, r in now.replicas.items()}
+        return Answer(200, answers.dumps(self._of(now) | {"spec": now.space.toml_dict, "entities": entities}))
+
+    def _of(self, now: Serving) -> dict[str, Any]:
+        alias = self.served.alias
+        return {"space": now.space.name, "hash": now.hash} | ({"alias": alias} if alias else {})
+
+
+def _replica(now: Serving, entity: bytes) -> Replica:
+    replica = now.replicas.get(entity.decode(errors="replace"))
+    if replica is None:
+        raise Refused(404, f"no entity {entity.decode(errors='replace')!r}", f"this space has {', '.join(now.replicas)}")
+    return replica
+
+
+def _about(now: Serving, replica: Replica) -> dict[str, Any]:
+    return answers.about(replica, now.space.name, now.hash)
 
 
 def unavailable(error: str, fix: str, seconds: int = 1) -> Refused:

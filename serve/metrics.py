@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from serve.replica import Replica
+from serve.serving import Served
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 
@@ -16,8 +17,8 @@ BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 class Metrics:
     """Requests as they are counted, and the replicas as they are when somebody asks."""
 
-    def __init__(self, replicas: Mapping[str, Replica], waiting: Callable[[], int]):
-        self._replicas, self._waiting = replicas, waiting
+    def __init__(self, served: Served, waiting: Callable[[], int]):
+        self._served, self._waiting = served, waiting
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self.requests = Counter("crossrep_serve_requests", "requests answered", ["route", "status"], registry=self._registry)
@@ -43,6 +44,12 @@ class Metrics:
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client."""
         yield GaugeMetricFamily("crossrep_serve_waiting_requests", "requests received and not yet answered", self._waiting())
+        space = GaugeMetricFamily("crossrep_serve_space", "1: the space that is served", labels=["space", "hash"])
+        space.add_metric([self._served.now.space.name, self._served.now.hash], 1)
+        yield space
+        if alias := self._served.alias:
+            failed = "1 when what was promoted cannot be loaded, and the former is served still"
+            yield GaugeMetricFamily("crossrep_serve_promotion_failed", failed, int(alias["problem"] is not None))
         yield from self._of_replicas()
 
     def _of_replicas(self) -> Iterator[Metric]:
@@ -62,6 +69,6 @@ class Metrics:
         for family_of, described in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, (text, value) in described.items():
                 family = family_of(f"crossrep_serve_{name}", text, labels=["entity"])
-                for entity, replica in self._replicas.items():
+                for entity, replica in self._served.now.replicas.items():
                     family.add_metric([entity], value(replica))
                 yield family

@@ -16,6 +16,7 @@ from crossrep.answers import Representations, answer
 from crossrep.errors import CrossrepError
 from crossrep.follow import CLOSE_TIMEOUT, Follower
 from crossrep.keys import MISSING, Keys
+from crossrep.readers import Presence
 from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from serve.recent import Held, Recent
@@ -61,7 +62,8 @@ class Replica:
         self._broken: Exception | None = None
         self._run: dict[bytes, bytes] = {}  # applied, not yet written; empty: deleted
         self._noted = 0.0
-        self._follower = Follower(self._topic, self._apply, bootstrap, begin=self._begin, reached=self._reached)
+        presence = Presence(space.name, entity, "serve")
+        self._follower = Follower(self._topic, self._apply, bootstrap, begin=self._begin, reached=self._reached, presence=presence)
 
     def held(self, keys: Keys) -> Held:
         """What is in memory of n keys: microseconds. Only once caught up."""

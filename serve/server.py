@@ -11,22 +11,16 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from crossrep.errors import CrossrepError
-from crossrep.records import RecordLayout
-from crossrep.spec import Space
 from serve.answers import dumps
-from serve.http import App, Limits
-from serve.recent import slots_within
-from serve.replica import Place, Replica
-from serve.status import Status
-from state.store import Memory, Room
+from serve.http import App
+from serve.options import Options
+from serve.serving import Served
 
 log = logging.getLogger(__name__)
 
@@ -35,28 +29,8 @@ BACKLOG = 2048  # connections that wait to be taken
 LOOK_EVERY = 0.5  # seconds between looks at whether the replicas still follow
 
 
-@dataclass(frozen=True)
-class Options:
-    """Of one replica process. The command's help explains them."""
-
-    folder: Path
-    host: str = "127.0.0.1"
-    port: int = 8080
-    memory_mb: int = 1024
-    rocksdb_mb: int = 64
-    min_free_mb: int = 256
-    limits: Limits = field(default_factory=Limits)
-    client_timeout: float = 10.0
-    drain: float = 10.0
-    tokens: tuple[bytes, ...] = ()
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    insecure: bool = False
-    workers: tuple[str, ...] = ()  # addresses of fold workers' /metrics, for the page
-
-
-def run(space: Space, bootstrap: str, options: Options) -> None:
-    """Serve until SIGTERM or SIGINT, or until a replica cannot go on.
+def run(name: str, bootstrap: str, options: Options) -> None:
+    """Serve a space, or what an alias stands for, until SIGTERM or SIGINT, or until a replica cannot go on.
 
     Raises:
         CrossrepError: the port, the certificate or the folder cannot be used; a replica has ended. The message says why.
@@ -64,30 +38,16 @@ def run(space: Space, bootstrap: str, options: Options) -> None:
     sockets = [listen(options)]
     check_tls(options)
     sys.setswitchinterval(0.0005)  # or a look-up waits 5 ms for a thread that applies records
-    replicas = open_replicas(space, bootstrap, options)
+    served = Served(name, bootstrap, options)
     try:
-        server = server_of(space, replicas, options, Status(space, bootstrap, replicas, options.folder, options.workers))
+        server = server_of(served, options)
         address = sockets[0].getsockname()
         scheme = "https" if options.tls_cert else "http"
-        log.info("serving %s on %s://%s:%d", space.name, scheme, f"[{address[0]}]" if ":" in address[0] else address[0], address[1])
+        log.info("serving %s on %s://%s:%d", name, scheme, f"[{address[0]}]" if ":" in address[0] else address[0], address[1])
         server.run(sockets)
-        for replica in replicas.values():
-            replica.check()
+        served.now.check()
     finally:
-        for replica in replicas.values():
-            replica.close()
-
-
-def open_replicas(space: Space, bootstrap: str, options: Options) -> dict[str, Replica]:
-    """One of each entity, following."""
-    slots = slots_within([RecordLayout(space, entity) for entity in space.entities], options.memory_mb << 20)
-    folder = options.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CrossrepError(f"folder {folder}: {error.strerror}. Choose another: --data") from None
-    place = Place(folder, Memory.of(options.rocksdb_mb << 20), Room(folder, options.min_free_mb << 20))
-    return {entity: Replica(space, entity, bootstrap, place, slots) for entity in space.entities}
+        served.close()
 
 
 def listen(options: Options) -> socket.socket:
@@ -121,10 +81,10 @@ def check_tls(options: Options) -> None:
         raise CrossrepError(f"--tls-cert {options.tls_cert} with --tls-key {options.tls_key} cannot be used: {error}") from None
 
 
-def server_of(space: Space, replicas: Mapping[str, Replica], options: Options, status: Status) -> uvicorn.Server:
+def server_of(served: Served, options: Options) -> uvicorn.Server:
     """The server, not yet running."""
     state: list[uvicorn.Server] = []
-    app = App(space, replicas, options.limits, list(options.tokens), lambda: len(state[0].server_state.tasks), status)
+    app = App(served, options.limits, list(options.tokens), lambda: len(state[0].server_state.tasks))
     config = uvicorn.Config(
         app,
         http=_protocol(options.client_timeout),
@@ -142,16 +102,16 @@ def server_of(space: Space, replicas: Mapping[str, Replica], options: Options, s
         ssl_keyfile=options.tls_key,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the application logs what it fails at; cut connections are no news
-    state.append(_Server(config, replicas))
+    state.append(_Server(config, served))
     return state[0]
 
 
 class _Server(uvicorn.Server):
     """Ends when a replica has, and by itself on a signal: uvicorn would raise the signal once more in the end."""
 
-    def __init__(self, config: uvicorn.Config, replicas: Mapping[str, Replica]):
+    def __init__(self, config: uvicorn.Config, served: Served):
         super().__init__(config)
-        self._replicas = replicas
+        self._served = served
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -171,8 +131,7 @@ class _Server(uvicorn.Server):
         while not self.should_exit:
             await asyncio.sleep(LOOK_EVERY)
             try:
-                for replica in self._replicas.values():
-                    replica.check()
+                self._served.now.check()
             except CrossrepError:
                 self.should_exit = True
 

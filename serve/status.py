@@ -12,8 +12,9 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from crossrep.spec import Space
+from crossrep.stages import lag
 from serve.answers import lag as replica_lag
-from serve.cluster import Cluster, Freshness, Look, Member, Rates, lag
+from serve.cluster import Cluster, Freshness, Look, Member, Rates
 from serve.letters import DeadLetters
 from serve.replica import Replica
 from serve.workers import Workers

@@ -12,6 +12,7 @@ import click
 
 from crossrep import kafka
 from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
+from crossrep.cli_spaces import space_group
 
 if TYPE_CHECKING:
     from streams.crosschecks import Check
@@ -205,3 +206,34 @@ def rewind(space: str, bootstrap: str | None, to: datetime | None, ago: str | No
         task = progress.add_task("writing former records", total=len(plan.steps))
         rewinding.apply(known, address, plan, lambda: progress.advance(task))
     console.print("rewound. Start the workers again; readers see the former state now")
+
+
+@space_group.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Although it has workers or readers: they fail.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    multiple=True,
+    help="Another folder of this machine that holds nothing but this space; repeatable.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@bootstrap_option
+def retire(name: str, force: bool, data: tuple[Path, ...], yes: bool, bootstrap: str | None) -> None:
+    """Delete a space: topics, consumer groups, its record, and its disks on this machine. Events and features stay. There is no way back.
+
+    Refused while an alias stands for it; and unless --force is given, while it has workers or readers. Readers say every ten seconds that
+    they are there, so this may watch for 25. Disks are CROSSREP_HOME/fold/NAME and CROSSREP_HOME/serve/NAME, and what --data adds.
+    """
+    from streams import retire as retiring
+
+    address = kafka.bootstrap_servers(bootstrap)
+    if not force:
+        with console.status(f"watching who works for {name} and reads it"):
+            retiring.refuse_used(name, address)
+    if not (yes or click.confirm(f"delete space {name}, with all its topics?")):
+        return
+    done = retiring.retire(name, address, [*retiring.folders(name), *data])
+    console.print(f"deleted {len(done.topics)} topics, {len(done.groups)} groups and {len(done.folders)} folders of {name}")
+    for line in done.left:
+        console.print(f"[yellow]left: {line}[/]")

@@ -20,7 +20,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, Resou
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, SpaceError, SpecError, TopicError
-from crossrep.spec import Space, fold_group
+from crossrep.spec import Space
+from crossrep.stages import stages
 from streams import topics
 from streams.topics import Topic
 
@@ -153,14 +154,9 @@ def _gather(space: Space, bootstrap: str, production: bool) -> Facts:
     found = _topics(admin, [name for name in (*(t.name for t in planned), *INTERNAL) if name in metadata.topics])
     brokers, unreadable = _brokers(admin, list(metadata.brokers))
     led = {name: [TopicPartition(name, n) for n, r in topic.partitions.items() if r.leader is not None] for name, topic in found.items()}
-    inputs = {
-        "fold": (fold_group(space), [space.frames_topic]),
-        "infer": (f"infer.{space.name}", [space.inputs.impressions, space.inputs.clicks]),
-        "frame": (f"frame.{space.name}", [space.inference_topic]),
-    }
     groups = {
-        role: _group(admin, bootstrap, name, [part for topic in names for part in led.get(topic, ())])
-        for role, (name, names) in inputs.items()
+        role: _group(admin, bootstrap, stage.group, [part for topic in stage.topics for part in led.get(topic, ())])
+        for role, stage in stages(space).items()
     }
     frames = led.get(space.frames_topic, [])
     newest = max((stamp for _, stamp in _offsets(admin, frames, OffsetSpec.max_timestamp()).values()), default=-1)

@@ -28,11 +28,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from crossrep import kafka, spaces
-from crossrep.errors import CrossrepError
+from crossrep.errors import CrossrepError, SpaceError, SpecError
 from crossrep.spec import Space
 from crossrep.view import LocalView
 from models.datasets import Dataset
-from streams import broker, freshness, publish, topics, verify
+from streams import broker, freshness, publish, retire, topics, verify
 from streams.publish import Published
 
 ROOT = Path(__file__).parent.parent
@@ -124,25 +124,11 @@ def _space(address: str, console: Console) -> tuple[Space, Path]:
 
 
 def _delete_earlier(address: str) -> None:
-    earlier = []
-    for name, value in spaces.read_all(address).items():
+    for name in spaces.read_all(address):
         if name.startswith(PREFIX):
-            with contextlib.suppress(CrossrepError):  # another version's: not ours to read, so not ours to delete
-                earlier.append(spaces.decode(name, value).space)
-    if not earlier:
-        return
-    admin = kafka.admin(address)
-    existing = set(admin.list_topics(timeout=kafka.REQUEST_TIMEOUT).topics)
-    names = [topic.name for space in earlier for topic in topics.plan(space) if topic.name in existing and topic.name.endswith(space.name)]
-    for future in (admin.delete_topics(names) if names else {}).values():
-        future.result()
-    producer = kafka.producer(address)
-    for space in earlier:
-        for control in topics.CONTROL:
-            if control.name in existing:
-                producer.produce(control.name, None, space.name)
-        (kafka.home() / "demo" / f"{space.name}.toml").unlink(missing_ok=True)
-    producer.flush(kafka.REQUEST_TIMEOUT)
+            with contextlib.suppress(SpecError, SpaceError):  # another version's: not ours to read, so not ours to delete
+                retire.retire(name, address, retire.folders(name))
+                (kafka.home() / "demo" / f"{name}.toml").unlink(missing_ok=True)
 
 
 def _train(dataset: Dataset, out: Path, figures: Figures, console: Console) -> None:

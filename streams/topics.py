@@ -70,14 +70,17 @@ def create(space: Space, bootstrap: str, replication: int = -1) -> list[str]:
         replication: of new topics; -1: the cluster's default.
 
     Raises:
-        SpaceError: another spec was published under this name.
+        SpaceError: another spec was published under this name, it is an alias, or the space is being retired.
         TopicError: an existing topic does not fit; says which setting and how to change it.
         CrossrepError: the cluster does not answer, or refuses.
     """
-    value = spaces.read_all(bootstrap).get(space.name)
-    published = None if value is None else spaces.decode(space.name, value)
+    found = spaces.read_all(bootstrap)
+    if alias := spaces.aliases(found).get(space.name):
+        raise SpaceError(f"{space.name!r} is no free name: it stands for space {alias.space!r}. Give the space another one")
+    published = spaces.decode(space.name, found[space.name]) if space.name in found else None
     if published is not None:
         _same_spec(space, published)
+        spaces.refuse_retiring(published)
     admin = kafka.admin(bootstrap)
     existing = _existing(admin)
     missing = [topic for topic in [*CONTROL, *plan(space)] if topic.name not in existing]
@@ -148,6 +151,7 @@ def check(space: Space, bootstrap: str) -> Published:
     """
     published = spaces.find(space.name, bootstrap)
     _same_spec(space, published)
+    spaces.refuse_retiring(published)
     if published.rewinding:
         raise SpaceError(
             f"a rewind of {space.name!r} was interrupted, and half of it is done. Finish it first: crossrep rewind {space.name} "

@@ -8,6 +8,7 @@ const EVERY = 2000; // ms
 const narrow = matchMedia("(max-width: 46rem)");
 let status = null;
 let explored = null; // the key that is shown
+let shown = null; // the space that is
 let timer = 0;
 
 class Unauthorised extends Error {}
@@ -77,10 +78,18 @@ function problem(text) {
 }
 
 function render() {
-  $("space").textContent = status.space;
+  const { alias } = status;
+  $("space").textContent = alias ? `${alias.name} → ${status.space}${alias.loading ? `, loading ${alias.loading} …` : ""}` : status.space;
   document.title = `${status.space} · crossrep`;
-  if (!$("entity").options.length) $("entity").append(...Object.keys(status.entities).map((name) => h("option", {}, name)));
-  problem(status.error ? `${status.error}. What is below was seen ${status.looked === null ? "never" : `${span(status.looked)} ago`}; look-ups are answered from what this replica holds.` : "");
+  if (shown !== status.space) {
+    const chosen = $("entity").value;
+    $("entity").replaceChildren(...Object.keys(status.entities).map((name) => h("option", name === chosen ? { selected: "" } : {}, name)));
+    explored = null;
+    $("found").replaceChildren(); // it is of the former space
+    shown = status.space;
+  }
+  if (alias?.problem) problem(`${alias.problem}. It is tried again.`);
+  else problem(status.error ? `${status.error}. What is below was seen ${status.looked === null ? "never" : `${span(status.looked)} ago`}; look-ups are answered from what this replica holds.` : "");
   tables();
   if (!status.flow) return overall(status.error ? "bad" : "unknown", status.error ? "The cluster is away" : "Looking …");
   const flow = parts(status);

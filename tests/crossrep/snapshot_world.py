@@ -80,8 +80,8 @@ def seen(bootstrap: str, space: Space, entity: str) -> Rows:
     """What a LocalView holds once it has read everything."""
     with LocalView(entity, space.name, bootstrap) as view:
         view.wait(60)
-        slots = view._table.index.slots()
-        return dict(zip(view._table.index.keys(slots).tolist(), (record.tobytes() for record in view._table.records[slots])))
+        slots = view._live.table.index.slots()
+        return dict(zip(view._live.table.index.keys(slots).tolist(), (record.tobytes() for record in view._live.table.records[slots])))
 
 
 def replayed(bootstrap: str, space: Space, entity: str, partition: int, end: int) -> Rows:

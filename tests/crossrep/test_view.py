@@ -335,16 +335,16 @@ def test_a_view_takes_no_more_than_max_bytes(bootstrap: str, space: Space, in_pl
 
 def test_the_stated_memory_is_what_is_taken(bootstrap: str, space: Space) -> None:
     """The peak is stated before anything is allocated; here it is compared with what numpy then really takes."""
-    with LocalView("user", space.name, bootstrap) as view, view._table.lock:
-        view._table.make_room(60_000)
-        small, stated = view.memory_bytes, view._table.bytes_for(70_000)
-        table = view._table.records.nbytes  # a mapping: not traced
+    with LocalView("user", space.name, bootstrap) as view, view._live.table.lock:
+        view._live.table.make_room(60_000)
+        small, stated = view.memory_bytes, view._live.table.bytes_for(70_000)
+        table = view._live.table.records.nbytes  # a mapping: not traced
         tracemalloc.start()
-        view._table.make_room(70_000)
+        view._live.table.make_room(70_000)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert 0.9 * (stated - small) < peak < 1.1 * (stated - small)
-        assert view._table.records.nbytes > table and view.memory_bytes <= stated
+        assert view._live.table.records.nbytes > table and view.memory_bytes <= stated
         assert view.memory_bytes < 70_000 * (1.125 * view.record_bytes + 172)
 
 

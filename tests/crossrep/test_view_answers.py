@@ -61,9 +61,9 @@ def test_a_view_of_some_partitions_reads_only_those(bootstrap: str, space: Space
         some.wait(60)
         mine = np.isin(of, part)
         answer = some.get(IDS)
-        assert (answer.found == mine).all() and set(some._follower.positions) == set(part)
+        assert (answer.found == mine).all() and set(some._live.follower.positions) == set(part)
         assert (answer["cr"].vectors[mine] == view.get(IDS)["cr"].vectors[mine]).all()
-    assert sum(map(len, views)) == len(view) and sum(v._follower.records for v in views) == view._follower.records
+    assert sum(map(len, views)) == len(view) and sum(v._live.follower.records for v in views) == view._live.follower.records
     for some in views:
         some.close()
 
@@ -73,7 +73,7 @@ def test_a_view_of_some_ids_holds_only_those(bootstrap: str, space: Space, view:
     wanted = ["k1", "k17", b"k2", "not yet there"]
     with LocalView("user", space.name, bootstrap, ids=wanted, missing="mean") as some:
         some.wait(60)
-        assert set(some._follower.positions) == set(Keys.of(wanted).partitions(space.partitions).tolist())
+        assert set(some._live.follower.positions) == set(Keys.of(wanted).partitions(space.partitions).tolist())
         assert sorted(some.ids()) == ["k1", "k17", "k2"]
         answer, all_of_them = some.get(["k1", "k17", "k2", "k3"], at=2e9), view.get(["k1", "k17", "k2"], at=2e9)
         assert answer.found.tolist() == [True, True, True, False]

@@ -33,8 +33,8 @@ def space(bootstrap: str, tmp_path: Path) -> Space:
 
 
 def held(view: LocalView) -> Rows:
-    slots = view._table.index.slots()
-    return dict(zip(view._table.index.keys(slots).tolist(), (record.tobytes() for record in view._table.records[slots])))
+    slots = view._live.table.index.slots()
+    return dict(zip(view._live.table.index.keys(slots).tolist(), (record.tobytes() for record in view._live.table.records[slots])))
 
 
 def opened(bootstrap: str, space: Space, path: Path, **options: Any) -> LocalView:
@@ -47,12 +47,12 @@ def test_a_restart_goes_on_where_it_was(bootstrap: str, space: Space, tmp_path: 
     log, path = Changelog(space, bootstrap), tmp_path / "cache"
     log.put("user", IDS, 1)
     with opened(bootstrap, space, path, missing="mean") as view:
-        assert view._follower.records == 300 and held(view) == seen(bootstrap, space, "user")
+        assert view._live.follower.records == 300 and held(view) == seen(bootstrap, space, "user")
         mean, moment = view.get(["nobody"])["cr"].vectors, view.stream_time
         sizes = {file.name: file.stat().st_size for file in (path / f"{space.name}.user").iterdir()}
         assert sizes["records"] == 337 * view.record_bytes and sizes["keys"] == 1024 * 64  # an eighth in reserve
     with opened(bootstrap, space, path, missing="mean") as view:
-        assert view._follower.records == 0 and view.stream_time == moment and held(view) == seen(bootstrap, space, "user")
+        assert view._live.follower.records == 0 and view.stream_time == moment and held(view) == seen(bootstrap, space, "user")
         np.testing.assert_allclose(view.get(["nobody"])["cr"].vectors, mean, rtol=1e-6)
         view.get(["k1"])["cr"].vectors[:] = 7  # an answer is the caller's own
         told = []
@@ -64,7 +64,7 @@ def test_a_restart_goes_on_where_it_was(bootstrap: str, space: Space, tmp_path: 
     log.put("user", IDS[:50], 3)  # while it is away
     log.delete("user", IDS[200:250])
     with opened(bootstrap, space, path) as view:
-        assert view._follower.records == 100 and len(view) == 5100 and held(view) == seen(bootstrap, space, "user")
+        assert view._live.follower.records == 100 and len(view) == 5100 and held(view) == seen(bootstrap, space, "user")
         assert not view.get(IDS[50:250]).found.any() and view.get([*IDS[:50], *IDS[250:]]).found.all()
     assert not caplog.records
     with opened(bootstrap, space, path, partitions=[0]) as view:
@@ -151,7 +151,7 @@ def test_after_kill_9_it_is_right(bootstrap: str, space: Space, tmp_path: Path, 
         assert len(view) == len(set(view.ids())) and not caplog.records
         with LocalView("user", space.name, bootstrap) as whole:
             whole.wait(60)
-            assert view._follower.records < whole._follower.records - 10_000  # it went on, and did not begin anew
+            assert view._live.follower.records < whole._live.follower.records - 10_000  # it went on, and did not begin anew
 
 
 def edit(folder: Path, change: Callable[[Note], Note]) -> None:
@@ -196,12 +196,12 @@ def test_what_cannot_be_trusted_is_emptied_and_says_why(
             assert len(caplog.records) == 1 and caplog.records[0].levelno == logging.WARNING, name
             assert re.search(reason, caplog.text), (name, caplog.text)
             assert held(view).keys() == {id.encode() for id in IDS[turn + 1 :]}, name
-            assert view._follower.records > len(view), name
+            assert view._live.follower.records > len(view), name
     caplog.clear()
     edit(folder, lambda note: replace(note, boot="before"))  # but closed
     edit(folder, lambda note: replace(note, current=note.current - 100_000))  # but nothing is to be read
     with opened(bootstrap, space, tmp_path) as view:
-        assert view._follower.records == 0 and len(view) == 288 and not caplog.records
+        assert view._live.follower.records == 0 and len(view) == 288 and not caplog.records
     topic, admin = space.representations_topic("user"), kafka.admin(bootstrap)
     admin.delete_topics([topic])[topic].result(30)
     wait_for(lambda: topic not in admin.list_topics(timeout=30).topics, "it is gone")

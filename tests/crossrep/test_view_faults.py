@@ -156,7 +156,7 @@ def test_a_view_outlives_its_broker_and_goes_on_where_it_was(kafka_folder: Path,
         watcher.stop()
         assert not watcher.wrong and watcher.slowest < 5, (watcher.wrong, watcher.slowest)
         assert applied == stream.sent  # nothing twice, nothing left out, in order
-        assert follower.records == view._follower.records == sum(map(len, stream.sent))
+        assert follower.records == view._live.follower.records == sum(map(len, stream.sent))
         with LocalView("user", space.name, running.bootstrap) as anew:
             anew.wait(30)
             one, two = view.get(IDS), anew.get(IDS)
@@ -239,7 +239,7 @@ def test_a_consumer_that_falls_silent_is_replaced(kafka_folder: Path, tmp_path: 
         stream.stop()
         ended = time.monotonic()
         wait_for(lambda: view.staleness < took(ended), "all that was written is said to be here", 30)
-        assert view._follower.records == sum(map(len, stream.sent)) and len(consumers) == 2
+        assert view._live.follower.records == sum(map(len, stream.sent)) and len(consumers) == 2
 
 
 def test_what_passes_is_not_taken_for_the_end() -> None:

@@ -75,8 +75,9 @@ def replica(space: Space, bootstrap: str, folder: Path, slots: int = 10_000, ent
 class Server:
     """A `crossrep serve` process."""
 
-    def __init__(self, workers: Workers, space: Space, data: Path, *options: str):
-        self.process: subprocess.Popen[bytes] = workers.start("serve", space.name, "--port", "0", "--data", str(data), *options)
+    def __init__(self, workers: Workers, space: Space | str, data: Path, *options: str):
+        name = space if isinstance(space, str) else space.name
+        self.process: subprocess.Popen[bytes] = workers.start("serve", name, "--port", "0", "--data", str(data), *options)
         self._log = workers.folder / f"{len(workers.running) - 1}-serve.log"
         wait_for(lambda: self._address() is not None or self.process.poll() is not None, "it listens", 30)
         assert self.process.poll() is None, self.log

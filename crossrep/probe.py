@@ -1,0 +1,50 @@
+"""What a follower asks the cluster once a second."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec, TopicDescription
+
+TIMEOUT = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the cluster is asked, without waiting: which topic has this name, and where does it end?"""
+
+    asked: float  # time.monotonic()
+    _topic: Future[TopicDescription]
+    _ends: dict[TopicPartition, Future[ListOffsetsResultInfo]]
+
+    @classmethod
+    def send(cls, admin: AdminClient, topic: str, partitions: list[int]) -> Probe:
+        latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}
+        asked = time.monotonic()
+        ends = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=TIMEOUT)
+        return cls(asked, admin.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT)[topic], ends)
+
+    @property
+    def answered(self) -> bool:
+        return self._topic.done() and all(end.done() for end in self._ends.values())
+
+    @property
+    def topic_id(self) -> str | None:
+        """None: there is no such topic. Raises KafkaException if the cluster did not answer."""
+        try:
+            return str(self._topic.result().topic_id)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return None
+            raise
+
+    @property
+    def ends(self) -> dict[int, int] | None:
+        """Per partition; None unless every leader answered."""
+        if any(end.exception() for end in self._ends.values()):
+            return None
+        ends = {place.partition: end.result().offset for place, end in self._ends.items()}
+        return None if min(ends.values()) < 0 else ends  # negative, without an error: no answer in time
