@@ -86,25 +86,15 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
             running[name] = starts[name]()
         at = archived()
         wait_for(lambda: archived() > at + 200, "the next events are archived")
-        command = [
-            "replay",
-            space.name,
-            "--into",
-            new.name,
-            "--archive",
-            store,
-            "--to",
-            str(tmp_path / "snapshots"),
-            "--bootstrap",
-            bootstrap,
-        ]
+        options = ["--archive", store, "--to", str(tmp_path / "snapshots"), "--bootstrap", bootstrap]
+        command = ["replay", space.name, "--into", new.name, *options]
         done = CliRunner().invoke(cli, command)
         assert done.exit_code == 0, (done.output, done.exception)
         assert f"crossrep infer {new.name} begins at {space.inputs.impressions}" in done.output
         again = CliRunner().invoke(cli, command, catch_exceptions=False)
         assert again.exit_code == 0 and "0 rows written" in again.output
-        started = at_least(space, new, bootstrap)
-        assert 0 < started < feed.events  # there is something in front of the cut, and behind it
+        events = in_front(space, new, bootstrap)
+        assert 0 < events < feed.events  # there is something in front of the cut, and behind it
         start_infer(workers, new_path, "n0")
         workers.fold(new_path, "m0")
         time.sleep(1)
@@ -121,8 +111,8 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
         np.testing.assert_allclose(vectors(new, bootstrap, entity, some), vectors(space, bootstrap, entity, some), rtol=1e-2, atol=1e-2)
     # The same from files of the events, through the model again.
     inputs = [space.inputs.impressions, space.inputs.clicks]
-    events = [message_event(space, message) for topic in inputs for message in all_of(topic, bootstrap)]
-    pq.write_table(pa.Table.from_pylist(events), tmp_path / "events.parquet")
+    published = [message_event(space, message) for topic in inputs for message in all_of(topic, bootstrap)]
+    pq.write_table(pa.Table.from_pylist(published), tmp_path / "events.parquet")
     made = ["represent", str(tmp_path / "events.parquet"), "--model", str(small_model()), "--out", str(tmp_path / "samples")]
     fill = ["replay", str(tmp_path / "samples"), "--into", str(new_path), "--only-snapshot", "--to", str(tmp_path / "files")]
     for command_line in ([*made, "--space", space.name, "--bootstrap", bootstrap], [*fill, "--bootstrap", bootstrap]):
@@ -141,7 +131,7 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
     assert "are running" in str(refused.exception)
 
 
-def at_least(space: Space, new: Space, bootstrap: str) -> int:
+def in_front(space: Space, new: Space, bootstrap: str) -> int:
     """Events in front of the cut, as the new space's group was set."""
     client = kafka.consumer(bootstrap, f"infer.{new.name}")
     try:
