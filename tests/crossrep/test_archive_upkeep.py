@@ -66,8 +66,9 @@ def test_an_overlap_in_the_middle(tmp_path: Path) -> None:
     assert len(store.listed("user")) == 2 and held(store, "user") == held(whole, "user")
 
 
-def test_hours_that_are_over_become_one_file(tmp_path: Path) -> None:
-    store = store_of(SPACE, tmp_path)
+@pytest.mark.parametrize("url", ["", "memory://archive-of-a-test"])  # an object store has no folders and no rename
+def test_hours_that_are_over_become_one_file(tmp_path: Path, url: str) -> None:
+    store = store_of(SPACE, url or tmp_path)
     for number in range(6):
         put(store, SPACE, samples(SPACE, 200, seed=number), first=4 * number, hour=HOUR + 3600 * (number // 3))
     put(store, SPACE, samples(SPACE, 200, seed=9), first=24, hour=time.time())

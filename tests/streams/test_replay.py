@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import Message
 
 import streams.cli  # noqa: F401  adds the workers' commands
-from crossrep import LocalView, kafka
+from crossrep import LocalView, groups, kafka
 from crossrep.archive import Archive
 from crossrep.cli import cli
 from crossrep.records import RecordLayout
@@ -76,7 +76,7 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
         def archived() -> int:
             """Events in front of the newest cut."""
             cut = archive.cut()
-            return sum(sum(numbers.values()) for topics in cut.groups.values() for numbers in topics.values()) if cut else 0
+            return total(cut.groups.get(f"infer.{space.name}", {})) if cut else 0
 
         wait_for(lambda: archived() > 200, "the first events are archived")
         for name in ("archive", "infer", "archive", "fold", "infer", "archive"):
@@ -93,7 +93,7 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
         assert f"crossrep infer {new.name} begins at {space.inputs.impressions}" in done.output
         again = CliRunner().invoke(cli, command, catch_exceptions=False)
         assert again.exit_code == 0 and "0 rows written" in again.output
-        events = in_front(space, new, bootstrap)
+        events = total(groups.offsets(bootstrap, f"infer.{new.name}"))
         assert 0 < events < feed.events  # there is something in front of the cut, and behind it
         start_infer(workers, new_path, "n0")
         workers.fold(new_path, "m0")
@@ -131,17 +131,8 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
     assert "are running" in str(refused.exception)
 
 
-def in_front(space: Space, new: Space, bootstrap: str) -> int:
-    """Events in front of the cut, as the new space's group was set."""
-    client = kafka.consumer(bootstrap, f"infer.{new.name}")
-    try:
-        names = [space.inputs.impressions, space.inputs.clicks]
-        parts = [
-            TopicPartition(topic, number) for topic in names for number in client.list_topics(topic, timeout=30).topics[topic].partitions
-        ]
-        return sum(max(part.offset, 0) for part in kafka.committed(client, parts))
-    finally:
-        client.close()
+def total(offsets: groups.Offsets) -> int:
+    return sum(sum(numbers.values()) for numbers in offsets.values())
 
 
 def all_of(topic: str, bootstrap: str) -> Iterator[Message]:
