@@ -34,7 +34,7 @@ from crossrep.spec import Space
 ABOUT = "archive.json"
 CUTS_KEPT = 10
 
-_FILE = re.compile(r"date=(\d{4}-\d\d-\d\d)/hour=(\d\d)/part-(\d{5})-(\d{20})-(\d{20})\.parquet")
+_FILE = re.compile(r"date=(\d{4}-\d\d-\d\d)/hour=(\d\d)/part-(\d{5})-(\d{20})-(\d{20})\.parquet$")
 
 
 class About(BaseModel):
@@ -249,6 +249,12 @@ class Archive:
                 self.drop_order(order)
         return old
 
+    def tidy(self) -> None:
+        """Remove what killed runs have left half written."""
+        for path in self._names(""):
+            if path.endswith(places.PART) and datetime.now(UTC) - self.fs.modified(path) > timedelta(hours=1):
+                self.remove(path)
+
     def put(self, path: str, data: Any) -> None:
         try:
             places.put(self.fs, path, data)
@@ -266,7 +272,7 @@ class Archive:
     def _names(self, folder: str) -> list[str]:
         self.fs.invalidate_cache()
         try:
-            return sorted(map(str, self.fs.find(f"{self.root}/{folder}")))
+            return sorted(map(str, self.fs.find(f"{self.root}/{folder}".rstrip("/"))))
         except (FileNotFoundError, NotADirectoryError):
             return []
         except Exception as error:

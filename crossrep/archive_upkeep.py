@@ -32,6 +32,7 @@ def compact(store: Archive, stepped: Stepped = lambda: None) -> int:
         DataError: there is no archive, or nothing can be written there.
     """
     space, this_hour, fewer = store.declared(), datetime.now(UTC).replace(minute=0, second=0, microsecond=0), 0
+    store.tidy()
     for entity in space.entities:
         taken = store.files(entity)
         kept = {file.path for file in taken}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from uuid import uuid4
 
 from crossrep.errors import CrossrepError, DataError
 from crossrep.extras import extra
 
 with extra("analytics"):
     import fsspec
+
+PART = ".part"  # the end of the name of a file that is being written, or that a killed run has left
 
 
 def connect(url: str) -> tuple[Any, str]:
@@ -38,7 +41,7 @@ def put(fs: Any, path: str, data: Any) -> None:
     if not is_local(fs):
         fs.pipe_file(path, bytes(data))
         return
-    beside = f"{path}.{os.getpid()}.part"
+    beside = f"{path}.{uuid4().hex}{PART}"  # of this call alone: others may write the same file now, on this machine or another
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
         with open(beside, "wb") as file:

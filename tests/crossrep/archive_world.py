@@ -38,8 +38,8 @@ def rows(space: Space, entity: str, given: Samples, chosen: NDArray[np.int64] | 
     return rows_of(space, entity, ids, given["event"][chosen], given["event_time"][chosen], sources)
 
 
-def store_of(space: Space, folder: Path) -> Archive:
-    store = Archive(str(folder / "archive"), space.name)
+def store_of(space: Space, folder: Path | str) -> Archive:
+    store = Archive(str(folder), space.name)
     store.begin(About(space=space.name, spec_hash=space.hash.hex(), spec=space.toml_dict, topic_id="none"))
     return store
 

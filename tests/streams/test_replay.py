@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import Message
 
 import streams.cli  # noqa: F401  adds the workers' commands
-from crossrep import LocalView, kafka
+from crossrep import LocalView, groups, kafka
+from crossrep.archive import Archive
 from crossrep.cli import cli
 from crossrep.records import RecordLayout
 from crossrep.snapshots import Store
@@ -70,37 +71,30 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
     thread.start()
     try:
         random = np.random.default_rng(1)
-        cuts = Path(store) / space.name / "_cuts"
-        wait_for(lambda: any(cuts.glob("*.json")) and feed.events > 500, "a first cut")
+        archive = Archive(store, space.name)
+
+        def archived() -> int:
+            """Events in front of the newest cut."""
+            cut = archive.cut()
+            return total(cut.groups.get(f"infer.{space.name}", {})) if cut else 0
+
+        wait_for(lambda: archived() > 200, "the first events are archived")
         for name in ("archive", "infer", "archive", "fold", "infer", "archive"):
-            time.sleep(random.random())
+            time.sleep(random.random() / 2)
             running[name].kill()
             running[name].wait()
             running[name] = starts[name]()
-        known = {cut.name for cut in cuts.glob("*.json")}
-        at = feed.events
-        wait_for(
-            lambda: feed.events > at + 200 and any(cut.name not in known for cut in cuts.glob("*.json")), f"a new cut {workers.logs()}"
-        )
-        command = [
-            "replay",
-            space.name,
-            "--into",
-            new.name,
-            "--archive",
-            store,
-            "--to",
-            str(tmp_path / "snapshots"),
-            "--bootstrap",
-            bootstrap,
-        ]
+        at = archived()
+        wait_for(lambda: archived() > at + 200, "the next events are archived")
+        options = ["--archive", store, "--to", str(tmp_path / "snapshots"), "--bootstrap", bootstrap]
+        command = ["replay", space.name, "--into", new.name, *options]
         done = CliRunner().invoke(cli, command)
         assert done.exit_code == 0, (done.output, done.exception)
         assert f"crossrep infer {new.name} begins at {space.inputs.impressions}" in done.output
         again = CliRunner().invoke(cli, command, catch_exceptions=False)
         assert again.exit_code == 0 and "0 rows written" in again.output
-        started = at_least(space, new, bootstrap)
-        assert 0 < started < feed.events  # there is something in front of the cut, and behind it
+        events = total(groups.offsets(bootstrap, f"infer.{new.name}"))
+        assert 0 < events < feed.events  # there is something in front of the cut, and behind it
         start_infer(workers, new_path, "n0")
         workers.fold(new_path, "m0")
         time.sleep(1)
@@ -117,8 +111,8 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
         np.testing.assert_allclose(vectors(new, bootstrap, entity, some), vectors(space, bootstrap, entity, some), rtol=1e-2, atol=1e-2)
     # The same from files of the events, through the model again.
     inputs = [space.inputs.impressions, space.inputs.clicks]
-    events = [message_event(space, message) for topic in inputs for message in all_of(topic, bootstrap)]
-    pq.write_table(pa.Table.from_pylist(events), tmp_path / "events.parquet")
+    published = [message_event(space, message) for topic in inputs for message in all_of(topic, bootstrap)]
+    pq.write_table(pa.Table.from_pylist(published), tmp_path / "events.parquet")
     made = ["represent", str(tmp_path / "events.parquet"), "--model", str(small_model()), "--out", str(tmp_path / "samples")]
     fill = ["replay", str(tmp_path / "samples"), "--into", str(new_path), "--only-snapshot", "--to", str(tmp_path / "files")]
     for command_line in ([*made, "--space", space.name, "--bootstrap", bootstrap], [*fill, "--bootstrap", bootstrap]):
@@ -137,17 +131,8 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
     assert "are running" in str(refused.exception)
 
 
-def at_least(space: Space, new: Space, bootstrap: str) -> int:
-    """Events in front of the cut, as the new space's group was set."""
-    client = kafka.consumer(bootstrap, f"infer.{new.name}")
-    try:
-        names = [space.inputs.impressions, space.inputs.clicks]
-        parts = [
-            TopicPartition(topic, number) for topic in names for number in client.list_topics(topic, timeout=30).topics[topic].partitions
-        ]
-        return sum(max(part.offset, 0) for part in kafka.committed(client, parts))
-    finally:
-        client.close()
+def total(offsets: groups.Offsets) -> int:
+    return sum(sum(numbers.values()) for numbers in offsets.values())
 
 
 def all_of(topic: str, bootstrap: str) -> Iterator[Message]:
