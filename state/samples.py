@@ -26,7 +26,7 @@ from state.join import Impression, Join, Stats
 from state.samples_progress import Progress, Settings, group_of
 
 TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
-AHEAD = 10_000  # events of one topic that may wait for the other's
+AHEAD = 20_000  # events of one topic that may wait for the other's
 PATIENCE = 0.5  # seconds that an event waits for earlier ones of the other topic, where that seems to be at its end
 LETTERS = 8 << 20  # bytes of dead letters that wait for a flush before the next event does
 
@@ -193,7 +193,7 @@ class SamplesPartition:
     @property
     def full(self) -> bool:
         """Should a flush come before more events?"""
-        return self.join.pending > 2 * AHEAD or self._letter_bytes > LETTERS
+        return self.join.pending > AHEAD or self._letter_bytes > LETTERS
 
     @property
     def unflushed(self) -> bool:
