@@ -216,7 +216,7 @@ class Join:
             click = heapq.heappop(self._alone)[2]
             if click.message is not None:
                 self._stats.dead_letters += 1
-                self._lost.append(click)
+                self._lost.append(replace(click))  # as it is now: its impression may still come before this is written
         _forget(self._impressions_read, self._impressions, marks.horizon)
         _forget(self._clicks_read, self._clicks, marks.horizon)
 

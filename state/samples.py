@@ -7,6 +7,7 @@ positions and the join's marks.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from state.join import Impression, Join, Stats
 from state.samples_progress import Progress, Settings, group_of
 
 TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
-AHEAD = 10_000  # events of one topic that may wait for the other's
+AHEAD = 20_000  # events of one topic that may wait for the other's
+PATIENCE = 0.5  # seconds that an event waits for earlier ones of the other topic, where that seems to be at its end
 LETTERS = 8 << 20  # bytes of dead letters that wait for a flush before the next event does
 
 
@@ -38,8 +40,18 @@ class Pending:
     progress: Progress
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """An event that was fetched and not joined."""
+
+    message: Message
+    event: dict[str, Any] | BadRecord
+    time: float  # of the event, ms since 1970; -inf where it is bad
+    fetched: float  # by the monotonic clock
+
+
 class SamplesPartition:
-    """Partition `number` of both inputs, merged by append time: however fast they are read, the same log gives the same samples."""
+    """Partition `number` of both inputs, merged by event time: a click is not ahead of its impression because one topic was read faster."""
 
     def __init__(self, settings: Settings, number: int):
         self._settings = settings
@@ -56,7 +68,7 @@ class SamplesPartition:
         self.join = Join(self._settings.window, self._settings.lateness, self.stats, at.marks)
         self._taken = list(at.positions)  # next offsets to take in
         self._fetched = list(at.positions)  # next offsets to fetch
-        self._waiting: tuple[deque[Message], deque[Message]] = (deque(), deque())
+        self._waiting: tuple[deque[Waiting], deque[Waiting]] = (deque(), deque())
         self._ended = [False, False]
         self._letters: list[bytes] = []
         self._letter_bytes = 0
@@ -126,24 +138,35 @@ class SamplesPartition:
         elif message.offset() >= self._fetched[which]:
             self._fetched[which] = message.offset() + 1
             self._ended[which] = False
-            self._waiting[which].append(message)
-        while (turn := self._turn()) is not None:
-            self._join(turn, self._waiting[turn].popleft())
+            self._waiting[which].append(self._waits(which, message))
+        self._join_all()
 
-    def _turn(self) -> int | None:
-        """Which input's next event was appended first; None: that cannot be said yet."""
-        impressions, clicks = self._waiting
-        if impressions and clicks:
-            return int(clicks[0].timestamp()[1] < impressions[0].timestamp()[1])
-        if impressions and self._ended[1]:
-            return 0
-        if clicks and self._ended[0]:
-            return 1
-        return None
-
-    def _join(self, which: int, message: Message) -> None:
+    def _waits(self, which: int, message: Message) -> Waiting:
         try:
             event = self._decode(which, message)
+        except BadRecord as error:
+            return Waiting(message, error, -math.inf, time.monotonic())
+        return Waiting(message, event, event["event_time"], time.monotonic())
+
+    def _turn(self) -> int | None:
+        """Which input's next event is the earlier one; None: that cannot be said yet."""
+        impressions, clicks = self._waiting
+        if impressions and clicks:
+            return int(clicks[0].time < impressions[0].time)
+        for which, waiting in enumerate(self._waiting):
+            if waiting and self._ended[1 - which] and time.monotonic() - waiting[0].fetched > PATIENCE:
+                return which
+        return None
+
+    def _join_all(self) -> None:
+        while (which := self._turn()) is not None:
+            self._join(which, self._waiting[which].popleft())
+
+    def _join(self, which: int, waiting: Waiting) -> None:
+        message, event = waiting.message, waiting.event
+        try:
+            if isinstance(event, BadRecord):
+                raise event
             if which == 0:
                 self.join.impression(message.offset(), event)
             else:
@@ -170,11 +193,11 @@ class SamplesPartition:
     @property
     def full(self) -> bool:
         """Should a flush come before more events?"""
-        return self.join.pending > 2 * AHEAD or self._letter_bytes > LETTERS
+        return self.join.pending > AHEAD or self._letter_bytes > LETTERS
 
     @property
     def unflushed(self) -> bool:
-        return tuple(self._taken) != self._flushed.positions or self.join.pending > 0 or self._quiet
+        return tuple(self._taken) != self._flushed.positions or self.join.pending > 0 or self._quiet or self._turn() is not None
 
     @property
     def _quiet(self) -> bool:
@@ -184,6 +207,7 @@ class SamplesPartition:
 
     def copy(self) -> Pending:
         """What is to be written. Joining may go on as soon as this returns."""
+        self._join_all()
         if self._quiet:
             self.join.close()
         samples, lost = self.join.take()

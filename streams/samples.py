@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from streams.fetch import Run
 from streams.membership import Membership
 from streams.owner import Owner
 
-log = logging.getLogger(__name__)
+BALANCE = 0.1  # seconds between looks at which input is ahead
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Samples:
         partitions = _partitions(space, bootstrap)
         self._space = space
         self._settings = Settings(space, bootstrap, round(options.window * 1000), round(options.lateness * 1000), options.start)
+        self._flows: dict[int, int] = {}  # partition -> the flow of its last run
         self._paused: dict[tuple[int, int], int] = {}  # partition and which input -> the flow in which it was paused
         folder = options.folder / space.name / options.name
         inputs = self._settings.inputs
@@ -55,13 +56,26 @@ class Samples:
     async def _take_in(self, run: Run, message: Message) -> None:
         partition = self.owner.partitions[run.partition]
         partition.take_in(message)
-        for which, ahead in enumerate(partition.ahead):
-            place = (run.partition, which)
-            if ahead != (self._paused.get(place) == run.flow):
-                self.owner.fetch.pause(self._settings.inputs[which], run.partition, ahead)
-                self._paused[place] = run.flow if ahead else -1
+        self._flows[run.partition] = run.flow
+        self._balance(run.partition)
         if partition.full:
             await self.owner.flush(run.partition)
+
+    def _balance(self, number: int) -> None:
+        """Pause the input that is ahead of the other, and let it go on when it is not."""
+        flow = self._flows[number]
+        for which, ahead in enumerate(self.owner.partitions[number].ahead):
+            place = (number, which)
+            if ahead != (self._paused.get(place) == flow):
+                self.owner.fetch.pause(self._settings.inputs[which], number, ahead)
+                self._paused[place] = flow if ahead else -1
+
+    async def balance_forever(self) -> None:
+        """What waits is also joined while nothing comes, by a flush."""
+        while True:
+            await asyncio.sleep(BALANCE)
+            for number in self.owner.fetch.flowing & set(self._flows):
+                self._balance(number)
 
     def _ready(self) -> tuple[bool, dict[str, Any]]:
         owned, flowing = sorted(self.owner.assigned or ()), sorted(self.owner.fetch.flowing)
@@ -90,7 +104,7 @@ def run(space: Space, bootstrap: str, options: Options) -> NoReturn:
         CrossrepError: the space or its topics do not fit, or another worker has this name.
     """
     samples = Samples(space, bootstrap, options)
-    samples.owner.run(samples.owner.flush_forever(space.flush))
+    samples.owner.run(samples.owner.flush_forever(space.flush), samples.balance_forever())
 
 
 def _partitions(space: Space, bootstrap: str) -> int:

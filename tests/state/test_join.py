@@ -49,6 +49,7 @@ class World:
     def commit(self) -> None:
         samples, lost = self.join.take()
         self.samples |= {sample.offset: sample.clicked_at for sample in samples}
+        assert all(click.message for click in lost)
         self.lost += [click.offset for click in lost]
         self.late, self._late = self.late + self._late, []
         self.committed, self.marks = self.read, self.join.marks

@@ -31,6 +31,7 @@ class Load:
         self.space, self.now = space, START
         self.labels: dict[str, int | None] = {}  # impression id -> first click within the window
         self.refused: Counter[str] = Counter()
+        self._held: list[dict[str, Any]] = []  # clicks that come late
         self._random = np.random.default_rng(0)
         self._producer: Producer = kafka.producer(bootstrap, partitioner="murmur2_random")
 
@@ -40,7 +41,7 @@ class Load:
             self.now += int(chance.integers(0, 40))
             shown = event(f"e{number}", f"u{chance.integers(50)}", f"i{chance.integers(30)}", self.now - int(chance.integers(0, 300)))
             kind = chance.integers(10)
-            delay = {0: 0, 1: 500, 2: 1500, 3: 5000}.get(int(kind))
+            delay = {0: 0, 1: 500, 2: 1500, 3: 5000, 6: 1000}.get(int(kind))
             clicked = None if delay is None else shown["event_time"] + delay
             click = {**shown, "event_id": f"c{number}", "impression_id": shown["event_id"], "event_time": clicked}
             if kind == 1:
@@ -52,6 +53,8 @@ class Load:
                 self._click({**click, "impression_id": "never shown", "event_time": shown["event_time"]})
             if kind == 5:
                 self._show(shown)
+            if kind == 6:
+                self._held.append(click)
             within = clicked is not None and delay is not None and delay <= WINDOW * 1000
             self.labels[shown["event_id"]] = clicked if within else None
             self.refused["impression"] += int(kind in (3, 4))
@@ -73,12 +76,17 @@ class Load:
         assert self._producer.flush(30) == 0
 
     def age(self, seconds: float) -> None:
-        """Let event time go on, in every partition."""
+        """Let event time go on, in every partition, and then send the clicks that are late."""
         self.now += int(seconds * 1000)
         for user in range(50):
             shown = event(f"e{len(self.labels)}", f"u{user}", "i0", self.now)
             self._show(shown)
             self.labels[shown["event_id"]] = None
+        assert self._producer.flush(30) == 0
+        time.sleep(1)  # a worker that has read all that would otherwise merge them where they belong
+        for click in self._held:
+            self._click(click)
+        self._held = []
         assert self._producer.flush(30) == 0
 
     def _show(self, event: dict[str, Any]) -> None:
@@ -154,8 +162,9 @@ def test_killed_at_every_fault_point_stopped_and_given_garbage(bootstrap: str, w
         zombie.send_signal(signal.SIGCONT)
         load.send(100)
         load.garbage()
+        load.age(10)
         load.age(7200)  # clicks that nobody has met are dead letters
-        wait_for(lambda: len(written(space, bootstrap)) == len(load.labels), "all written")
+        wait_for(lambda: len(written(space, bootstrap)) == len(load.labels), "all written again")
         wait_for(lambda: letters(space, bootstrap) == load.refused and nothing_open(space.samples_topic, bootstrap), "all letters")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{letters(space, bootstrap)} {load.refused}\n{workers.logs()}") from None
