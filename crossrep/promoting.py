@@ -20,12 +20,11 @@ def objections(former: Published | None, new: Published, bootstrap: str, progres
     name, found = new.space.name, []
     for role in stages.falls_behind(new.space, bootstrap, CAUGHT_UP_WITHIN):
         found.append(f"its {role} workers are behind: within {CAUGHT_UP_WITHIN:g} s they did not get to where their input ended")
-    if former is None:
-        return found
-    found += comparing.missing(former.space, new.space)
-    for pair in comparing.compare(former, new, bootstrap, sample=0, progressed=progressed):
-        if pair.coverage < COVERAGE:
-            found.append(f"it has {pair.both:,} of the {pair.a.keys:,} {pair.entity} keys of {former.space.name}: {pair.coverage:.1%}")
+    if former is not None:
+        found += comparing.missing(former.space, new.space)
+        for pair in comparing.compare(former, new, bootstrap, sample=0, progressed=progressed):
+            if pair.coverage < COVERAGE:
+                found.append(f"it has {pair.both:,} of the {pair.a.keys:,} {pair.entity} keys of {former.space.name}: {pair.coverage:.1%}")
     return [f"{name}: {objection}" for objection in found]
 
 

@@ -298,7 +298,7 @@ def test_an_unreadable_space_does_not_hide_the_others(bootstrap: str, tmp_path: 
         topics.check(space, bootstrap)
         new_space(bootstrap, tmp_path, partitions=2)
         LocalView("user", space.name, bootstrap).close()
-        shown = CliRunner().invoke(cli, ["spaces", "--bootstrap", bootstrap], catch_exceptions=False, env={"COLUMNS": "200"})
+        shown = CliRunner().invoke(cli, ["space", "list", "--bootstrap", bootstrap], catch_exceptions=False, env={"COLUMNS": "200"})
         assert shown.exit_code == 0
         for name in [space.name, *(name for name in broken if isinstance(name, str))]:
             assert name in shown.output
