@@ -128,6 +128,7 @@ def leaks(space: str, id: str | None, url: str | None, archive_url: str | None, 
         console.print(table)
     wrong, future = {found.sample_id for found in findings}, {found.sample_id for found in findings if found.future}
     console.print(
-        f"{checked:,} samples of training set {made.id} checked: {len(future):,} know the future, {len(wrong - future):,} are wrong"
+        f"{checked:,} samples of training set {made.id} checked: {len(future):,} know the future, "
+        f"{len(wrong - future):,} are wrong otherwise"
     )
     sys.exit(1 if findings else 0)

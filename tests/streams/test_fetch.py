@@ -212,12 +212,17 @@ def test_deleted_frames_are_refused_and_only_where_they_are_needed(bootstrap: st
 
 
 def test_a_connection_that_is_lost_for_good_ends_it(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = itertools.count(step=silence.SILENCE)
-    monkeypatch.setattr(silence, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    clock = itertools.count()
+    monkeypatch.setattr(silence, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    _, log_end = kafka.bounds(written.bootstrap, written.topic)[0]
 
     async def check(fetch: Fetch) -> None:
+        nonlocal clock
         for _ in range(2):  # behind the last frame may be the end of its transaction, which is no frame
+            clock = itertools.repeat(0)
             fetch.flow(0, written.end(0))
+            await until(fetch, lambda runs: fetch._silence._reached.get((written.topic, 0)) == log_end)
+            clock = itertools.count(step=silence.SILENCE)
             assert [await fetch.runs() for _ in range(4)] == [[]] * 4
         fetch.flow(0, 0)
         fetch._thread.submit(fetch._client.pause, [TopicPartition(written.topic, 0)]).result()
