@@ -246,7 +246,9 @@ def infer(space: str, folder: Path, threads: int, dtype: str, verbose: bool, boo
     _logging(verbose)
     torch.set_num_threads(threads)
     address = kafka.bootstrap_servers(bootstrap)
-    worker.run(resolve(space, address), address, upstream.load(folder, dtype=dtype), _pipeline_settings(**options))
+    found = resolve(space, address)
+    model = upstream.load(folder, outputs=tuple(found.sources), dtype=dtype)
+    worker.run(found, address, model, _pipeline_settings(**options))
 
 
 @cli.command()
