@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from typing import Generic, TypeVar
@@ -27,10 +28,12 @@ class EarlyStopping(Generic[Module]):
 
     def watch(self, epochs: Iterable[Iterable[Batch]]) -> Iterator[Batch]:
         """The batches of all epochs that are worth while; asked for the next one, an epoch's last batch has been learnt."""
+        highest, since = -math.inf, 0
         for epoch in epochs:
             yield from epoch
             self.scores.append(self.score(self.network))
-            if self.scores[-1] == max(self.scores) and self.scores.count(self.scores[-1]) == 1:
-                self.best = deepcopy(self.network)
-            elif len(self.scores) - 1 - self.scores.index(max(self.scores)) >= self.patience:
+            since += 1
+            if self.scores[-1] > highest:
+                self.best, highest, since = deepcopy(self.network), self.scores[-1], 0
+            if since == self.patience:
                 return

@@ -115,6 +115,8 @@ def train(
         "trained_until": iso(impressions.event_time.max()),
         "tested_from": iso(dataset.test_from),
         "seed": seed,
+        "device": place.type,
+        "mixed": mixed,
         "epochs": epochs,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }

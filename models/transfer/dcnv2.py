@@ -1,11 +1,11 @@
 """A plain click model, DCNv2 (Wang et al., WWW 2021), with a place for every way of transfer.
 
-    DCNv2(rows, fields)                                                                                nothing transferred
-    DCNv2(rows, fields, plugs={"embedding": Concat(width, k)})                                         likewise Linear, NonLinearAdapter
-    DCNv2(rows, fields, beside=Isomorphic(network))
-    DCNv2(rows, fields, plugs={"embedding": FieldAttention(width, dims, fields)})                      early; stacked: also at "cross1", ...
+    DCNv2(rows, fields)                                                              nothing is transferred
+    DCNv2(rows, fields, plugs={"embedding": Concat(width, k)})                       likewise Linear, NonLinearAdapter
+    DCNv2(rows, fields, plugs={"embedding": FieldAttention(width, dims, fields)})    early; stacked: also at "cross1", ...
+    DCNv2(rows, fields, beside=Isomorphic(network))                                  network: an upstream's
 
-width is fields * embedding. Stacked form (cross layers, then the MLP), as the mix tower of `towers.py`, whose layers it shares.
+width is fields * embedding. Stacked: the cross layers, then the MLP, as in upstream's mix tower.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from torch.nn import functional
 class GatedCrossAttention(nn.Module):
     """X [B, N, dim], Y [B, M, source] -> X'' [B, N, dim].
 
-    `cosine` is the mean |cos(X, X')| over the last call's tokens, a scalar tensor; those with nothing to attend to left out. NaN at first.
+    `cosine` is the mean |cos(X, X')| over the last call's tokens, a scalar tensor; those with nothing to attend to are left out, and NaN is
+    of none.
     """
 
     cosine: Tensor

@@ -47,7 +47,8 @@ def nearest(vectors: Vectors, queries: Vectors, k: int, block: int = 1024) -> Po
     """[q, k]: positions of the k nearest vectors by cosine, exactly, nearest first; the lower position first among equals."""
     items, k = _unit(vectors), min(k, len(vectors))
     found = [
-        np.argsort(-(_unit(part) @ items.T), axis=1, kind="stable")[:, :k] for part in np.array_split(queries, -(-len(queries) // block))
+        np.argsort(-(_unit(part) @ items.T), axis=1, kind="stable")[:, :k]
+        for part in np.array_split(queries, max(1, -(-len(queries) // block)))
     ]
     return np.concatenate(found)
 

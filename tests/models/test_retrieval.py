@@ -57,7 +57,7 @@ def test_exact_neighbours_by_hand() -> None:
     items = np.array([[1, 0], [0, 2], [3, 3], [0, 0], [5, 0]], dtype=np.float32)
     queries = np.array([[2, 0], [0, 1], [-1, -1]], dtype=np.float32)
     assert nearest(items, queries, 2, block=2).tolist() == [[0, 4], [1, 2], [3, 0]]
-    assert nearest(items, queries, 9).shape == (3, 5)
+    assert nearest(items, queries, 9).shape == (3, 5) and nearest(items, queries[:0], 9).shape == (0, 5)
     assert recall(np.array([[0, 4], [1, 2]]), np.array([[4, 3], [1, 2]])) == 0.75
 
 
