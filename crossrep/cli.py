@@ -13,7 +13,7 @@ from rich.table import Table
 
 from crossrep import spaces
 from crossrep.errors import CrossrepError
-from crossrep.spec import Space
+from crossrep.spec import Space, parse_duration
 from crossrep.view import LocalView
 
 console = Console(width=None if sys.stdout.isatty() else 130)  # not the 80 columns rich assumes of a pipe
@@ -25,7 +25,8 @@ The flow, and the commands in the order you meet them:
   crossrep kafka up                      a real Kafka on this machine (or set KAFKA_BOOTSTRAP)
   crossrep topics create SPEC.toml       a space: one model version, one aggregation spec
   crossrep train kuairand DIR            the upstream model (or: train simulated)
-  crossrep infer SPACE --model DIR       events → representations of every sample, as frames
+  crossrep models list                   the registry: versions of models
+  crossrep infer SPACE --model MODEL     events → representations of every sample, as frames
   crossrep fold SPACE                    frames → one exactly-once average per user and item
   crossrep publish kuairand DIR          events (or: crossrep simulate)
   crossrep get user 17 --space SPACE     what a reader sees
@@ -34,6 +35,7 @@ The flow, and the commands in the order you meet them:
   crossrep sql "select ..."              SQL over a snapshot
   crossrep drift                         what moved between two snapshots
   crossrep history user 17               what happened to a key
+  crossrep samples SPACE                 impressions and clicks → labelled samples
   crossrep import SPACE --into NAME      seed a new space with a snapshot
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
@@ -61,6 +63,20 @@ bootstrap_option = click.option(
 space_option = click.option(
     "--space", required=True, envvar="CROSSREP_SPACE", metavar="NAME", help="A published space, such as kuairand-v1."
 )
+
+
+class Seconds(click.ParamType):
+    """A duration as in a spec, such as 30m or 1s; its seconds."""
+
+    name = "duration"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return 0.0 if value == "0" else parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is {error}", param, ctx)
 
 
 def resolve(space: str, bootstrap: str | None) -> Space:
@@ -117,7 +133,9 @@ def get(entity: str, ids: tuple[str, ...], space: str, bootstrap: str | None, at
     if answer.found.any():
         console.print(f"weights decayed to {_time(answer.at)}", style="dim")
     if not answer.found.all():
-        console.print(f"[dim]no event of them is folded: never seen, expired, forgotten, or workers are behind. See: crossrep doctor {space}")
+        console.print(
+            f"[dim]no event of them is folded: never seen, expired, forgotten, or workers are behind. See: crossrep doctor {space}"
+        )
         sys.exit(1)
 
 

@@ -142,6 +142,13 @@ def decode(space: Space, value: bytes | None, append_time: float = np.inf, parti
     return Rows(frame["entity"], _decode_keys(frame, n, space.partitions, partition), times, counts, columns)
 
 
+def vectors_as_sent(value: bytes) -> dict[str, NDArray[np.floating]]:
+    """The vectors of a frame that `decode` accepts, not widened: by column, float16 or float32 [n, dim]; of one block, one array."""
+    frame = CODEC.decode(value)
+    blocks = [np.frombuffer(block["values"], block["dtype"]).reshape(frame["rows"], block["dim"]) for block in frame["vectors"]]
+    return {column["name"]: blocks[column["vectors"]] for column in frame["columns"] if column["vectors"] >= 0}
+
+
 def _array(data: bytes, dtype: type, n: int, name: str) -> NDArray[Any]:
     if len(data) != n * np.dtype(dtype).itemsize:
         raise BadFrame("length", f"{name} has {len(data)} bytes, not {n} × {np.dtype(dtype).itemsize}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
-from confluent_kafka import TopicPartition
 from numpy.typing import NDArray
 from rich.table import Table
 
-from crossrep import forget, frames, kafka
+from crossrep import forget, frames, groups, kafka
 from crossrep.aggregates import Aggregates, combine
 from crossrep.algebra import NEVER
 from crossrep.errors import BadFrame, BadRecord, SpaceError
@@ -20,7 +18,7 @@ from crossrep.forget import Forget
 from crossrep.keys import Keys
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
-from crossrep.spec import Space, fold_group
+from crossrep.spec import Space
 
 FOLDED, EXPIRED, FORGOTTEN = "folded", "expired, begun anew", "forgotten"
 BAD, LEFT_OUT, WAITS = "refused", "left out by a rewind", "waits to be folded"
@@ -72,7 +70,7 @@ def history(space: Space, entity: str, key: bytes, bootstrap: str, progressed: P
     number = forget.partition_of(space, key)
     first, end = kafka.bounds(bootstrap, space.frames_topic)[number]
     found = KeyHistory(number, first, end, _record(space, entity, key, number, bootstrap))
-    progress, skipped = _progress(space, number, bootstrap)
+    progress, skipped = groups.folded(space, bootstrap)[number]
     expire_after = space.entities[entity].expire_after
     state, stream_time, held = Aggregates(RecordLayout(space, entity), 1), NEVER, False
     for offset, appended, work in _works(space, entity, key, number, (first, end), bootstrap, expire_after is not None, progressed):
@@ -151,19 +149,6 @@ def _only(space: Space, rows: Rows, entity: str, key: bytes) -> Rows | None:
         return None
     at = np.array([i for i, name in enumerate(rows.keys.tolist()) if name == key], np.int64)
     return combine(space, rows.take(at)) if len(at) else None
-
-
-def _progress(space: Space, number: int, bootstrap: str) -> tuple[int, list[tuple[int, int]]]:
-    """The next frame to fold, and what a rewind has left out: the group's committed offset and its metadata."""
-    client = kafka.consumer(bootstrap, fold_group(space))
-    try:
-        (part,) = kafka.committed(client, [TopicPartition(space.frames_topic, number)])
-    finally:
-        client.close()
-    try:
-        return max(part.offset, 0), [(a, b) for a, b in json.loads(part.metadata or "{}").get("skipped", [])]
-    except (ValueError, AttributeError):
-        return max(part.offset, 0), []
 
 
 def _record(space: Space, entity: str, key: bytes, number: int, bootstrap: str) -> NDArray[np.void] | None:

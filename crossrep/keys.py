@@ -54,6 +54,14 @@ class Keys:
         np.cumsum(lengths, out=offsets[1:])
         return cls(_gather(data, starts, offsets), offsets)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Keys]) -> Keys:
+        """All keys of all parts, in their order."""
+        lengths = [np.diff(part.offsets) for part in parts]
+        offsets = np.zeros(sum(map(len, lengths)) + 1, np.int32)
+        np.cumsum(np.concatenate([np.zeros(0, np.int32), *lengths]), out=offsets[1:])
+        return cls(np.concatenate([np.zeros(0, np.uint8), *(part.data for part in parts)]), offsets)
+
     def tolist(self) -> list[bytes]:
         data, ends = self.data.tobytes(), self.offsets.tolist()
         return [data[a:b] for a, b in itertools.pairwise(ends)]

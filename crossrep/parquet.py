@@ -8,7 +8,7 @@ whose names begin with an underscore, which no column of a spec can. docs/snapsh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,17 +30,17 @@ ROWS = 65_536  # rows a row group
 _TIME = pa.timestamp("us", "UTC")
 
 
-def id_column(layout: RecordLayout) -> str:
+def id_column(columns: Container[str]) -> str:
     """The name of the column of ids: `id`, or `id_` where the spec has a column `id`."""
     name = "id"
-    while name in layout.columns:
+    while name in columns:
         name += "_"
     return name
 
 
 def schema(layout: RecordLayout) -> Any:
     """The Arrow schema of an entity's files, in the order of the file."""
-    fields = [(id_column(layout), pa.string()), ("count", pa.int64()), ("event_time", _TIME)]
+    fields = [(id_column(layout.columns), pa.string()), ("count", pa.int64()), ("event_time", _TIME)]
     exact = ["_event_time"]
     for name, column in layout.columns.items():
         if column.dim:
@@ -90,11 +90,7 @@ def from_arrow(layout: RecordLayout, batch: Any) -> tuple[Keys, NDArray[np.void]
         if column.dim:
             vectors = batch.column(name).fill_null([0.0] * column.dim)
             records[name] = vectors.flatten().to_numpy().reshape(-1, column.dim)
-    ids, odd = batch.column(id_column(layout)), batch.column("_key")
-    if odd.null_count == len(odd):
-        return _keys_of(ids), records
-    names = [key if key is not None else id.encode() for id, key in zip(ids.to_pylist(), odd.to_pylist())]
-    return Keys.of(names), records
+    return keys_of(batch.column(id_column(layout.columns)), batch.column("_key")), records
 
 
 def write(file: Any, table: RecordTable) -> None:
@@ -162,7 +158,10 @@ def ids_of(keys: Keys) -> tuple[Any, Any]:
         return pa.array(texts), pa.array([None if text.encode() == name else name for text, name in zip(texts, names)], pa.binary())
 
 
-def _keys_of(ids: Any) -> Keys:
+def keys_of(ids: Any, odd: Any) -> Keys:
+    """The keys that `ids_of` was given."""
+    if odd.null_count < len(odd):
+        return Keys.of([key if key is not None else id.encode() for id, key in zip(ids.to_pylist(), odd.to_pylist())])
     _, offsets, data = ids.buffers()
     ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1] if len(ids) else np.zeros(1, np.int32)
     held = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)

@@ -1,35 +1,24 @@
 """Where snapshots lie, and which of them are published: a folder each, local or on any object store that fsspec knows.
 
-    <url>/<space>/<id>/<entity>/part-00000.parquet ...      one file a partition
-    <url>/<space>/<id>/manifest.json                        written last: its presence is publication
-
-Readers see only snapshots with a manifest. Retention takes the manifest away first, then the files.
+<url>/<space>/<id>/<entity>/part-00000.parquet ...      one file a partition
+<url>/<space>/<id>/manifest.json                        written last: its presence is publication (crossrep/publication.py)
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
-import socket
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from crossrep import kafka
-from crossrep.errors import CrossrepError, DataError
-from crossrep.extras import extra
+from crossrep.errors import DataError
+from crossrep.publication import MANIFEST, Folders
 from crossrep.spec import Space
 
-with extra("analytics"):
-    import fsspec
-
 log = logging.getLogger(__name__)
-
-MANIFEST, WRITER = "manifest.json", "unfinished.json"
-ABANDONED_AFTER = timedelta(days=1)  # an unfinished snapshot of another machine's writer may still be written for so long
 
 _ID = "%Y%m%dT%H%M%S.%fZ"
 
@@ -76,7 +65,7 @@ class Manifest(BaseModel):
         return sum(part.bytes for parts in self.parts.values() for part in parts)
 
 
-class Store:
+class Store(Folders):
     """The folder of one space's snapshots.
 
     Args:
@@ -87,40 +76,22 @@ class Store:
     """
 
     def __init__(self, url: str | None, space: str):
-        self.url = url or str(kafka.home() / "snapshots")
+        super().__init__(url or str(kafka.home() / "snapshots"), space)
         self.space = space
-        try:
-            self.fs, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise CrossrepError(f"{self.url} is no place for snapshots: {error}") from None
-        self.root = f"{root.rstrip('/')}/{space}"
 
     @property
     def _command(self) -> str:
         return f"crossrep snapshot {self.space} --to {self.url}"
 
-    def path(self, id: str, *inside: str) -> str:
-        return "/".join((self.root, id, *inside))
-
     def ids(self) -> list[str]:
         """Of all snapshots, finished or not, oldest first; whatever else lies there is left alone."""
-        self.fs.invalidate_cache()
-        try:
-            names = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except Exception as error:
-            raise self.unusable("listed", error) from error
-        return sorted(name for name in names if started(name) is not None)
+        return [name for name in self.names() if started(name) is not None]
 
     def manifest(self, id: str) -> Manifest | None:
         """None: not published. Raises DataError if what is there is no manifest."""
+        text = self.read(id)
         try:
-            text = self.fs.cat_file(self.path(id, MANIFEST))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        try:
-            return Manifest.model_validate_json(text)
+            return None if text is None else Manifest.model_validate_json(text)
         except ValidationError as error:
             raise DataError(f"{self.path(id, MANIFEST)} is no manifest this crossrep can read: {error.errors()[0]['msg']}") from None
 
@@ -160,49 +131,19 @@ class Store:
                     f"Take a new one: {self._command}"
                 )
 
-    def begin(self, id: str) -> None:
-        """A folder for a new snapshot, and in it who writes. Raises DataError if nothing can be written there."""
-        writer = {"host": socket.gethostname(), "pid": os.getpid()}
-        try:
-            self.fs.makedirs(self.path(id), exist_ok=False)
-            self.fs.pipe_file(self.path(id, WRITER), json.dumps(writer).encode())
-        except Exception as error:
-            raise self.unusable("written", error) from error
-
     def publish(self, manifest: Manifest) -> None:
         """Make it visible, at once. Raises DataError if its files are not all there, or nothing can be written."""
         self.refuse_incomplete(manifest)
-        path, text = self.path(manifest.id, MANIFEST), manifest.model_dump_json(indent=1).encode()
-        try:
-            if "file" in self.fs.protocol:  # object stores show an object when it is whole; of files a part can be seen
-                self.fs.pipe_file(f"{path}.part", text)
-                os.replace(f"{path}.part", path)
-            else:
-                self.fs.pipe_file(path, text)
-        except Exception as error:
-            raise self.unusable("written", error) from error
+        self.finish(manifest.id, manifest.model_dump_json(indent=1).encode())
 
     def retain(self, keep: int | None) -> list[str]:
         """Remove what crashed runs left, and all published snapshots but the newest `keep`. Returns the ids removed."""
         ids, complete = self.ids(), [manifest.id for manifest in self.published()]
         kept = set(complete[-keep:] if keep else complete)
-        removed = [id for id in ids if id not in kept and (id in complete or self._abandoned(id))]
+        removed = [id for id in ids if id not in kept and (id in complete or self.abandoned(id, started(id)))]
         for id in removed:
             self.remove(id)
         return removed
-
-    def remove(self, id: str) -> None:
-        """The manifest first, so that nobody begins to read what is on its way out. Another run may remove the same."""
-        for path in (self.path(id, MANIFEST), self.path(id)):
-            try:
-                self.fs.rm(path, recursive=path == self.path(id))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise self.unusable("tidied", error) from error
-
-    def unusable(self, what: str, error: Exception) -> DataError:
-        return DataError(f"{self.url} cannot be {what}: {str(error) or type(error).__name__}. Check that it exists, and your rights there")
 
     def _readable(self, id: str) -> Manifest | None:
         try:
@@ -210,24 +151,6 @@ class Store:
         except DataError as error:
             log.warning("%s", error)
             return None
-
-    def _abandoned(self, id: str) -> bool:
-        """Is it unfinished, and has its writer died? Of another machine's writer that is known only by its age."""
-        if self.fs.exists(self.path(id, MANIFEST)):  # perhaps of a later crossrep
-            return False
-        began = started(id)
-        if began is None or datetime.now(UTC) - began > ABANDONED_AFTER:
-            return True
-        try:
-            writer = json.loads(self.fs.cat_file(self.path(id, WRITER)))
-            if writer["host"] != socket.gethostname():
-                return False
-            os.kill(writer["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        return False
 
 
 def new_id() -> str:

@@ -13,6 +13,7 @@ from crossrep.errors import CrossrepError, SpaceError
 from crossrep.spec import Space
 
 SPACES_TOPIC = "spaces"  # compacted, one partition; space name -> JSON
+MODELS_TOPIC = "models"  # likewise: space name -> the model that writes to it (streams/binding.py)
 READ_WITHIN = 20.0  # seconds, of the whole topic
 
 
@@ -32,7 +33,7 @@ def encode(published: Published) -> bytes:
     return json.dumps(said, indent=1).encode()
 
 
-def read_all(bootstrap: str | None = None) -> dict[str, bytes]:
+def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[str, bytes]:
     """What is published, by name, still to be decoded: one space that this version cannot read must not hide the others.
 
     Raises:
@@ -44,27 +45,27 @@ def read_all(bootstrap: str | None = None) -> dict[str, bytes]:
     def in_time() -> None:
         if time.monotonic() > deadline:
             raise CrossrepError(
-                f"Kafka at {address} answers, but does not hand out topic {SPACES_TOPIC} within {READ_WITHIN:g} s: it fell silent, or the "
+                f"Kafka at {address} answers, but does not hand out topic {topic} within {READ_WITHIN:g} s: it fell silent, or the "
                 "partition has no leader. Try again when the cluster is healthy"
             )
 
     def watermarks() -> tuple[int, int]:
         in_time()
-        first, end = client.get_watermark_offsets(TopicPartition(SPACES_TOPIC, 0), timeout=READ_WITHIN / 4)
+        first, end = client.get_watermark_offsets(TopicPartition(topic, 0), timeout=READ_WITHIN / 4)
         return first, end
 
     client = kafka.consumer(address, config=kafka.ENDS)
     try:
         try:
-            metadata = client.list_topics(SPACES_TOPIC, timeout=READ_WITHIN / 2)
-            if metadata.topics[SPACES_TOPIC].error is not None:
+            metadata = client.list_topics(topic, timeout=READ_WITHIN / 2)
+            if metadata.topics[topic].error is not None:
                 return {}
             first, _ = kafka.retried(watermarks, kafka.TRANSIENT)
         except KafkaException as error:
             raise CrossrepError(
                 f"no Kafka answers at {address} ({error.args[0].str()}). Start one: crossrep kafka up, or set KAFKA_BOOTSTRAP"
             ) from None
-        client.assign([TopicPartition(SPACES_TOPIC, 0, first)])
+        client.assign([TopicPartition(topic, 0, first)])
         found: dict[str, bytes] = {}
         while True:
             in_time()
@@ -74,7 +75,7 @@ def read_all(bootstrap: str | None = None) -> dict[str, bytes]:
                 if message.error():
                     if message.error().code() in kafka.TRANSIENT:
                         continue
-                    raise CrossrepError(f"reading {SPACES_TOPIC}: {message.error().str()}")
+                    raise CrossrepError(f"reading {topic}: {message.error().str()}")
                 name = message.key().decode(errors="replace")
                 if message.value() is None:
                     found.pop(name, None)

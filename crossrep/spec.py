@@ -217,6 +217,10 @@ class Space(_Declared):
         return f"history.{self.name}"
 
     @property
+    def samples_topic(self) -> str:
+        return f"samples.{self.name}"
+
+    @property
     def dead_letters_topic(self) -> str:
         return f"dead-letters.{self.name}"
 
@@ -227,6 +231,22 @@ class Space(_Declared):
 def fold_group(space: Space) -> str:
     """The consumer group of the fold workers; its committed offsets are the space's progress."""
     return f"fold.{space.name}"
+
+
+def next_name(name: str) -> str:
+    """kuairand-v1 -> kuairand-v2; a name without a number gets a 2."""
+    stem = name.rstrip("0123456789")
+    return f"{stem}{int(name[len(stem) :] or 1) + 1}"
+
+
+def infer_group(space: Space) -> str:
+    """The consumer group of the inference workers."""
+    return f"infer.{space.name}"
+
+
+def frame_group(space: Space) -> str:
+    """The consumer group of the `crossrep frame` workers."""
+    return f"frame.{space.name}"
 
 
 def column_fields(name: str, column: Column) -> list[str]:

@@ -138,7 +138,7 @@ def write_parquet(answer: Any, manifest: Manifest, path: str) -> None:
 
 
 def _columns(layout: RecordLayout) -> Iterator[str]:
-    yield from (f'"{id_column(layout)}"', '"count"', '"event_time"')
+    yield from (f'"{id_column(layout.columns)}"', '"count"', '"event_time"')
     for name, column in layout.columns.items():
         if column.dim:
             yield f'"{name}"::FLOAT[{column.dim}] AS "{name}"'

@@ -29,7 +29,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from crossrep import LocalView, kafka
 from crossrep.torch import RepresentationLookup
 from models.datasets import Dataset, Impressions, kuairand, simulator
-from models.train import auc, select
+from models.datasets.base import select
+from models.train import auc
 from streams import publish
 
 CHUNK = 500  # impressions, scored and then published together

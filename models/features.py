@@ -30,6 +30,7 @@ BRANCHES = ("content", "ad")
 ID_FIELDS = {"user": "user_id", "item": "item_id"}
 EVENT_FIELDS = ("scenario", "branch", "event_time")
 BINS = 32
+OFTEN = 2  # impressions that give a value a row of its own
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,54 @@ def fit(dataset: Dataset, train: Impressions) -> Features:
     )
 
 
+Waiting = dict[str, dict[str, int]]  # field -> value -> impressions: what has been seen, but not often enough to have a row
+
+
+def grow(features: Features, dataset: Dataset, train: Impressions, waiting: Waiting) -> tuple[Features, Waiting]:
+    """The fields with a row for every value that has by now been seen twice, behind the rows there were; bins stay as they are.
+
+    Args:
+        waiting: what the last growth left; empty after `fit`.
+    """
+    events = {"scenario": (dataset.scenarios, np.bincount(train.scenario, minlength=len(dataset.scenarios)))}
+    grown, left = {}, {}
+    for kind, fields in features.fields.items():
+        grown[kind] = list(fields)
+        for place, f in enumerate(fields):
+            if f.type != "category" or f.name == "branch":
+                continue
+            values, counts = events[f.name] if kind == "event" else _occurrences(kind, f.name, dataset, train)
+            total = tally(values, counts)
+            total.update(waiting.get(f.name, {}))
+            new = {value: count for value, count in total.items() if value not in f.row_of}
+            grown[kind][place] = Field(f.name, "category", f.values + often(new))
+            left[f.name] = {value: count for value, count in sorted(new.items()) if count < OFTEN}
+    return Features(grown), left
+
+
+def rows_before(before: Features, after: Features) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """For every row of the grown table the row it was, and whether it is new: then the row it was is its field's unknown one."""
+    was, new = [], []
+    for kind in before.fields:
+        for old, f, offset in zip(before.fields[kind], after.fields[kind], before.offsets[kind].tolist()):
+            rows = np.arange(f.size)
+            was.append(offset + np.where(rows < old.size, rows, 0))
+            new.append(rows >= old.size)
+    return np.concatenate(was), np.concatenate(new)
+
+
+def _occurrences(kind: str, name: str, dataset: Dataset, train: Impressions) -> tuple[Sequence[object], NDArray[np.intp]]:
+    """The values of one feature, and in how many impressions each occurs."""
+    ids, columns, seen = (
+        (dataset.user_ids, dataset.user_features, train.user) if kind == "user" else (dataset.item_ids, dataset.item_features, train.item)
+    )
+    counts = np.bincount(seen, minlength=len(ids))
+    chosen = np.flatnonzero(counts)
+    if name == ID_FIELDS[kind]:
+        return [ids[i] for i in chosen.tolist()], counts[chosen]
+    return (columns[name][chosen].tolist() if name in columns else [None] * len(chosen)), counts[chosen]
+
+
 def _fit_kind(kind: str, ids: Sequence[str], columns: Mapping[str, NDArray[np.object_]], counts: NDArray[np.intp]) -> list[Field]:
     """The id's field first, then one per column that is not the same for everyone."""
     seen = np.flatnonzero(counts)
@@ -198,14 +247,22 @@ def is_numeric(values: Sequence[object]) -> bool:
 
 
 def fit_category(name: str, values: Sequence[object], counts: NDArray[np.intp]) -> Field:
-    """Values with at least two impressions, the most frequent first (neighbouring rows of the table then share cache lines)."""
+    return Field(name, "category", values=often(tally(values, counts)))
+
+
+def tally(values: Sequence[object], counts: NDArray[np.intp]) -> Counter[str]:
+    """Impressions of each known value."""
     total: Counter[str] = Counter()
     for value, count in zip(values, counts.tolist(), strict=True):
         text = category(value)
         if text is not None:
             total[text] += count
-    kept = sorted((value for value, count in total.items() if count >= 2), key=lambda value: (-total[value], value))
-    return Field(name, "category", values=tuple(kept))
+    return total
+
+
+def often(total: Mapping[str, int]) -> tuple[str, ...]:
+    """Values with at least two impressions, the most frequent first (neighbouring rows of the table then share cache lines)."""
+    return tuple(sorted((value for value, count in total.items() if count >= OFTEN), key=lambda value: (-total[value], value)))
 
 
 def fit_number(name: str, values: Sequence[object]) -> Field:

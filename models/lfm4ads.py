@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -41,7 +40,7 @@ from crossrep.errors import ModelError
 from models.devices import has_fast_bfloat16
 from models.features import BRANCHES, EVENT_FIELDS, Features
 from models.towers import CLICK, TripleTower
-from models.upstream import read_manifest
+from models.upstream import read_manifest, write
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +175,7 @@ def build(fields: Features, architecture: Mapping[str, Any]) -> TripleTower:
 def save(
     folder: Path, name: str, fields: Features, network: TripleTower, architecture: Mapping[str, Any], about: Mapping[str, Any]
 ) -> None:
-    """Write weights, vocabulary and, last, the manifest with their digests: a half-replaced folder does not load as something else."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights, vocabulary and, last, the manifest with their digests."""
     weights = {key: value.detach().float().contiguous() for key, value in network.state_dict().items()}
     files = {"weights.safetensors": dump_weights(weights), "vocabulary.json": json.dumps(fields.to_json()).encode()}
     manifest = {
@@ -190,10 +188,7 @@ def save(
         "sha256": {file: sha256(content).hexdigest() for file, content in files.items()},
     }
     files["manifest.json"] = (json.dumps(manifest, indent=2) + "\n").encode()
-    for file, content in files.items():
-        temporary = folder / f".{file}.{os.getpid()}"
-        temporary.write_bytes(content)
-        temporary.replace(folder / file)
+    write(folder, files)
 
 
 def load(folder: Path, *, outputs: Sequence[str] = OUTPUTS, dtype: Dtype = "float32") -> LFM4Ads:

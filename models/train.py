@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from crossrep.errors import DataError
 from models import devices, logistic
-from models.datasets.base import Dataset, Impressions
+from models.datasets.base import Dataset, Impressions, joined, select
 from models.early_stopping import EarlyStopping
 from models.features import Features, fit
 from models.lfm4ads import ARCHITECTURE, LFM4Ads, build, fused, save
@@ -92,7 +94,7 @@ def train(
         if patience:
             stopping = EarlyStopping(network, partial(validation_auc, fields, dataset), patience)
             batches = stopping.watch(samples.batches(1, MISSING) for _ in range(epochs))
-        optimise(network, loss, batches, bar.add_task("triple tower", total=samples.steps(epochs)), bar)
+        optimise(adam(network), loss, batches, bar.add_task("triple tower", total=samples.steps(epochs)), bar)
         network = (stopping.best if patience else network).cpu()
         seconds = time.perf_counter() - began
         model = LFM4Ads(name or f"{dataset.name}-lfm4ads", fields, network)
@@ -104,7 +106,9 @@ def train(
         if baseline:
             linear = logistic.Logistic(fields.rows)
             passes = logistic.EPOCHS * epochs
-            optimise(linear, linear.loss, samples.batches(passes), bar.add_task("logistic regression", total=samples.steps(passes)), bar)
+            optimise(
+                adam(linear), linear.loss, samples.batches(passes), bar.add_task("logistic regression", total=samples.steps(passes)), bar
+            )
             scores = evaluate(linear.predict, fields, dataset)
             metrics |= {"logistic_auc": scores["auc"], "logistic_logloss": scores["logloss"]}
     metrics |= {"train_impressions": len(impressions), "train_seconds": round(seconds, 1)}
@@ -118,7 +122,7 @@ def train(
         "device": place.type,
         "mixed": mixed,
         "epochs": epochs,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": versions(),
     }
     save(Path(out), model.name, fields, network, sizes, about)
     return metrics
@@ -204,13 +208,18 @@ class Samples:
         return epochs * math.ceil(len(self.impressions) / BATCH)
 
 
-def optimise(module: nn.Module, loss: Loss, batches: Iterator[tuple[Tensor, Tensor, Tensor]], task: TaskID, bar: Progress) -> None:
-    """One pass over `batches`, a step of Adam each."""
-    adam = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
+def adam(module: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
+
+
+def optimise(
+    optimiser: torch.optim.Adam, loss: Loss, batches: Iterator[tuple[Tensor, Tensor, Tensor]], task: TaskID, bar: Progress
+) -> None:
+    """One pass over `batches`, a step each."""
     for batch in batches:
-        adam.zero_grad()
+        optimiser.zero_grad()
         loss(*batch).backward()  # type: ignore[no-untyped-call]
-        adam.step()
+        optimiser.step()
         bar.advance(task)
 
 
@@ -246,16 +255,11 @@ def training_impressions(dataset: Dataset) -> Impressions:
     runs = [select(run, run.event_time < dataset.train_until) for run in dataset.impressions()]
     if not sum(map(len, runs)):
         raise DataError(f"{dataset.name} has no impressions before {iso(dataset.train_until)} to train on")
-    whole = Impressions(**{name: np.concatenate([getattr(run, name) for run in runs]) for name in vars(runs[0])})
+    whole = joined(runs)
     order = np.lexsort((whole.event_time, whole.item, whole.user))
     key = np.stack((whole.user, whole.item, whole.event_time))[:, order]
     first = np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))
     return select(whole, np.sort(order[first]))
-
-
-def select(impressions: Impressions, chosen: NDArray[Any]) -> Impressions:
-    """The impressions chosen by a mask or by positions."""
-    return Impressions(**{name: column[chosen] for name, column in vars(impressions).items()})
 
 
 def auc(score: NDArray[np.floating[Any]], clicked: NDArray[np.bool_]) -> float:
@@ -275,6 +279,17 @@ def log_loss(probability: NDArray[np.floating[Any]], clicked: NDArray[np.bool_])
         return math.nan
     p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     return float(-np.log(np.where(clicked, p, 1 - p)).mean())
+
+
+def versions() -> dict[str, str | None]:
+    """Of the code that trains. "commit" is git's, with a + where the checkout has changes; None outside of one."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    code = {"crossrep": version("crossrep"), "commit": commit}
+    return {**code, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 def finite(value: float) -> float | None:

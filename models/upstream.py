@@ -1,13 +1,15 @@
 """What an upstream model must offer, whatever it is made of, and how one is loaded from its folder.
 
-A model is a folder with a `manifest.json`, whose "kind" names the code that reads the rest. To plug in another model, implement
-`UpstreamModel` and `load(folder, **options)` in a module of your own and add it to `KINDS`. Importing this module does not import torch.
+A model is a folder with a `manifest.json`, whose "kind" names the code that reads the rest, and whose "sha256" names every other file of
+the model with its digest. To plug in another model, implement `UpstreamModel` and `load(folder, **options)` in a module of your own and
+add it to `KINDS`. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -77,3 +79,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise ModelError(f"{path} must hold a JSON object")
     return manifest
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a model's files, each at once, in this order: with the manifest last, a half-replaced folder loads as nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        temporary = folder / f".{file}.{os.getpid()}"
+        temporary.write_bytes(content)
+        temporary.replace(folder / file)

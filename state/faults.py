@@ -25,6 +25,14 @@ POINTS = (
     "infer.produced",
     "infer.offsets",
     "infer.committed",
+    "samples.joined",  # an event is in memory
+    "samples.copied",  # samples are encoded
+    "samples.begun",
+    "samples.produced",
+    "samples.offsets",
+    "samples.committed",
+    "samples.fenced",  # the former owner is fenced, nothing is read
+    "samples.restored",  # what is needed of the log is read again, nothing flows
 )
 
 

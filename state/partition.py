@@ -247,6 +247,16 @@ class Partition:
         )
 
     @property
+    def positions(self) -> tuple[int]:
+        """The next frame to fold."""
+        return (self.progress.offset,)
+
+    @property
+    def restored(self) -> str:
+        """What the last takeover took."""
+        return f"{self.stats.restored} records restored in {self.stats.restore_seconds:.2f} s"
+
+    @property
     def dirty_rows(self) -> int:
         return sum(slab.dirty_rows for slab in self._slabs.values())
 

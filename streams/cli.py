@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from crossrep import kafka
-from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
+from crossrep.cli import Seconds, bootstrap_option, cli, console, resolve, space_option
+from models.cli import dataset as dataset_of
+from models.cli import registry_option, simulator_options
 from streams import cli_operations as cli_operations  # adds the operators' commands
 
 if TYPE_CHECKING:
@@ -176,52 +178,10 @@ def _publish_options(command: Command) -> Command:
     return command
 
 
-def _dataset(source: str, folder: Path | None, simulated: dict[str, int]) -> Dataset:
-    """The data set a command names: KuaiRand in a folder, or the simulator."""
-    if source == "kuairand":
-        from models.datasets import kuairand
-
-        if folder is None:
-            raise click.UsageError("kuairand needs its folder: crossrep ... kuairand DIR (the data: https://kuairand.com)")
-        return kuairand.load(folder)
-    from models.datasets import simulator
-
-    try:
-        return simulator.simulate(**simulated)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-
-
-def _simulator_options(command: Command) -> Command:
-    for option in (
-        click.option("--seed", default=0, show_default=True),
-        click.option("--items", default=5_000, show_default=True),
-        click.option("--users", default=20_000, show_default=True),
-        click.option("--events", default=200_000, show_default=True, help="Impressions, spread over two weeks of event time."),
-    ):
-        command = option(command)
-    return command
-
-
-@cli.command()
-@click.argument("source", type=click.Choice(["kuairand", "simulated"]))
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The model's folder.")
-@_simulator_options
-def train(source: str, folder: Path | None, out: Path, **simulated: int) -> None:
-    """Train the upstream model on the first days: crossrep train kuairand DIR --out MODEL.
-
-    Prints its AUC on later days beside logistic regression's. Weights are safetensors, with a JSON manifest.
-    """
-    from models import train as training
-
-    metrics = training.train(_dataset(source, folder, simulated), out, seed=simulated["seed"])
-    console.print(f"test AUC {metrics['auc']:.4f} (logistic regression: {metrics['logistic_auc']:.4f}); model in {out}")
-
-
 @cli.command()
 @click.argument("space")
-@click.option("--model", "folder", required=True, type=click.Path(file_okay=False, path_type=Path), help="A folder `train` wrote.")
+@click.option("--model", "reference", required=True, metavar="MODEL", help="A folder `train` wrote, or a registered version: kuairand@3.")
+@registry_option
 @_worker_options(6067)
 @_pipeline_options
 @click.option("--threads", default=1, show_default=True, help="CPU threads of the model.")
@@ -232,23 +192,40 @@ def train(source: str, folder: Path | None, out: Path, **simulated: int) -> None
     show_default=True,
     help="Of the model. auto: bfloat16 where the CPU multiplies it in hardware and the model's vectors stay the same, else float32.",
 )
-def infer(space: str, folder: Path, threads: int, dtype: str, verbose: bool, bootstrap: str | None, **options: Any) -> None:
+@click.option(
+    "--accept-model",
+    is_flag=True,
+    help="Take the place of the model that has written to SPACE until now. Right if both give the same vectors (it was converted), or if "
+    "nothing of the former one is left (after a rewind to before its first frame).",
+)
+def infer(
+    space: str,
+    reference: str,
+    url: str | None,
+    threads: int,
+    dtype: str,
+    accept_model: bool,
+    verbose: bool,
+    bootstrap: str | None,
+    **options: Any,
+) -> None:
     """Run the upstream model over impressions and clicks, and write frames, exactly once.
 
     SPACE is a published space's name, or its TOML file. Run several, each with its own --name, to share the work. SIGTERM finishes the
-    batch under way and stops.
+    batch under way and stops. A space takes the vectors of one model only: the first worker's. Another one is refused.
     """
     import torch
 
-    from models import upstream
+    from models import registry, upstream
     from streams import infer as worker
 
     _logging(verbose)
     torch.set_num_threads(threads)
     address = kafka.bootstrap_servers(bootstrap)
+    folder, identity = registry.resolve(reference, url)
     found = resolve(space, address)
     model = upstream.load(folder, outputs=tuple(found.sources), dtype=dtype)
-    worker.run(found, address, model, _pipeline_settings(**options))
+    worker.run(found, address, model, identity, _pipeline_settings(**options), accept_model)
 
 
 @cli.command()
@@ -313,20 +290,42 @@ def fold(
 
 
 @cli.command()
+@click.argument("space")
+@_worker_options(6069)
+@click.option("--window", type=Seconds(), default="30m", show_default=True, help="A click labels an impression for so long.")
+@click.option("--lateness", type=Seconds(), default="30m", show_default=True, help="How late an event may be; costs memory.")
+@click.option("--start", type=click.Choice(["earliest", "latest"]), help="Where to begin without offsets in a space that has samples.")
+@click.option("--session-timeout", default=10.0, show_default=True, help="Seconds of silence after which partitions move.")
+def samples(space: str, verbose: bool, bootstrap: str | None, name: str | None, **options: Any) -> None:
+    """Join impressions with their clicks, by event time, to labelled samples on topic samples.SPACE, exactly once.
+
+    SPACE is a published space's name, or its TOML file. A sample is written when the window behind its impression is over, and again, under
+    the same sample id, should a late click change its label. Run as many as the impressions have partitions, each with its own --name.
+    Then: crossrep training-set SPACE.
+    """
+    from streams import samples as worker
+
+    _logging(verbose)
+    address = kafka.bootstrap_servers(bootstrap)
+    chosen = worker.Options(name=name or socket.gethostname(), folder=kafka.home() / "samples", **options)
+    worker.run(resolve(space, address), address, chosen)
+
+
+@cli.command()
 @click.argument("source", type=click.Choice(["kuairand"]))
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @_publish_options
 def publish(source: str, folder: Path, space: str, bootstrap: str | None, rate: float | None, limit: int | None) -> None:
     """Send features, impressions and clicks of a real data set, in event-time order: crossrep publish kuairand DIR --space SPACE."""
-    _publish(_dataset(source, folder, {}), space, bootstrap, rate, limit)
+    _publish(dataset_of(source, folder, {}), space, bootstrap, rate, limit)
 
 
 @cli.command()
-@_simulator_options
+@simulator_options
 @_publish_options
 def simulate(space: str, bootstrap: str | None, rate: float | None, limit: int | None, **simulated: int) -> None:
     """Send features, impressions and clicks of a simulated platform: Zipf items, sessions, drifting interests. Any size, seeded."""
-    _publish(_dataset("simulated", None, simulated), space, bootstrap, rate, limit)
+    _publish(dataset_of("simulated", None, simulated), space, bootstrap, rate, limit)
 
 
 def _publish(dataset: Dataset, space: str, bootstrap: str | None, rate: float | None, limit: int | None) -> None:
@@ -352,13 +351,13 @@ def _publish(dataset: Dataset, space: str, bootstrap: str | None, rate: float | 
 @click.option(
     "--kuairand", type=click.Path(exists=True, file_okay=False, path_type=Path), help="KuaiRand's folder. Default: simulated events."
 )
-@_simulator_options
+@simulator_options
 @bootstrap_option
 def demo(kuairand: Path | None, bootstrap: str | None, **simulated: int) -> None:
     """The main job end to end: Kafka, a space, training, workers, two weeks of events, freshness, and the proof. Exits 1 if it fails."""
     from streams import demo as whole
 
-    dataset = _dataset("kuairand" if kuairand else "simulated", kuairand, simulated)
+    dataset = dataset_of("kuairand" if kuairand else "simulated", kuairand, simulated)
     console.print(f"[bold]0[/] {dataset.size:,} impressions {'of KuaiRand' if kuairand else 'simulated (no KuaiRand folder given)'}")
     try:
         proved = whole.run(dataset, bootstrap, console)

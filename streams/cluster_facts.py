@@ -20,7 +20,6 @@ from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, Resou
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, SpaceError, SpecError, TopicError
-from crossrep.spaces import SPACES_TOPIC
 from crossrep.spec import Space, fold_group
 from streams import topics
 from streams.topics import Topic
@@ -150,7 +149,7 @@ def _gather(space: Space, bootstrap: str, production: bool) -> Facts:
         misfit = str(error)
     admin = kafka.admin(bootstrap)
     metadata = admin.list_topics(timeout=kafka.REQUEST_TIMEOUT)
-    planned = [*topics.plan(space), Topic(SPACES_TOPIC, 1, {"cleanup.policy": "compact"}, shared=True)]
+    planned = [*topics.plan(space), *topics.CONTROL]
     found = _topics(admin, [name for name in (*(t.name for t in planned), *INTERNAL) if name in metadata.topics])
     brokers, unreadable = _brokers(admin, list(metadata.brokers))
     led = {name: [TopicPartition(name, n) for n, r in topic.partitions.items() if r.leader is not None] for name, topic in found.items()}

@@ -14,12 +14,12 @@ from confluent_kafka import KafkaException, TopicPartition
 from rich.table import Table
 from rocksdict import AccessType, Options, Rdict
 
-from crossrep import forget, kafka
+from crossrep import forget, kafka, lineage
 from crossrep.errors import BadRecord, CrossrepError, StateError
 from crossrep.keys import Keys
 from crossrep.spec import Space
 from schemas import codec
-from streams import lineage, topics
+from streams import topics
 from streams.readout import Bounds, chosen, look, newest, settled
 from streams.verify import EXAMPLES, name_of, unfolded
 

@@ -1,4 +1,4 @@
-"""Fetching frames with librdkafka, for the partitions that Faust's membership of the group gives us.
+"""Fetching with librdkafka, for the partitions that Faust's membership of the group gives us: frames, or events.
 
 Faust's own client copies what it fetches four or five times, in Python: at full load that took a sixth of the interpreter's time.
 
@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import logging
 import math
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, StateError
-from streams.silence import Silence, reached
+from streams.silence import Place, Silence, reached
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,19 @@ class Run:
 
 
 class Fetch:
-    """Frames of the partitions that flow. Belongs to an event loop; librdkafka is called from one thread, so calls to it never overlap."""
+    """Frames of the partitions that flow. Belongs to an event loop; librdkafka is called from one thread, so calls to it never overlap.
 
-    def __init__(self, topic: str, bootstrap: str):
-        self._topic = topic
+    Args:
+        topics: with the same partitions: a number flows in all of them or in none.
+        ends: runs also hold the events that tell of a partition's end (`kafka.is_end`).
+    """
+
+    def __init__(self, topics: Sequence[str], bootstrap: str, ends: bool = False):
+        self._topics = topics
+        self._ends = ends
         self._client: Consumer = kafka.consumer(
             bootstrap,
-            f"{topic}-fetch",  # of which nobody is a member: partitions are given, not subscribed to
+            f"{topics[0]}-fetch",  # of which nobody is a member: partitions are given, not subscribed to
             {
                 **kafka.ENDS,
                 "queued.max.messages.kbytes": QUEUED >> 10,
@@ -65,17 +72,22 @@ class Fetch:
         self._flows: dict[int, int] = {}
         self._orders: list[Future[None]] = []  # not yet known to have worked
         self._ahead: Ahead | None = None
-        self._began: dict[int, int] = {}  # the offsets at which what is assigned began
+        self._began: dict[Place, int] = {}  # the offsets at which what is assigned began
         self._silence = Silence(bootstrap)
 
     @property
     def flowing(self) -> set[int]:
         return set(self._flows)
 
-    def flow(self, partition: int, offset: int) -> None:
-        """Fetch this partition from `offset` on. Whatever was fetched of it before is void at once."""
+    def flow(self, partition: int, *offsets: int) -> None:
+        """Fetch this partition from these offsets on, one a topic. Whatever was fetched of it before is void at once."""
         self._flows[partition] = next(self._numbers)
-        self._orders.append(self._thread.submit(self._assign, partition, offset))
+        for topic, offset in zip(self._topics, offsets, strict=True):
+            self._orders.append(self._thread.submit(self._assign, topic, partition, offset))
+
+    def pause(self, topic: str, partition: int, paused: bool = True) -> None:
+        """Fetch no more of this topic's partition for now, or again. A new flow begins unpaused."""
+        self._orders.append(self._thread.submit(self._pause, topic, partition, paused))
 
     def hold(self) -> set[int]:
         """Let nothing flow; all that was fetched is void at once. Returns what flowed."""
@@ -113,13 +125,18 @@ class Fetch:
 
     # --- in the thread ---
 
-    def _assign(self, partition: int, offset: int) -> None:
-        self._began[partition] = offset
-        place = TopicPartition(self._topic, partition, offset)
+    def _assign(self, topic: str, partition: int, offset: int) -> None:
+        self._began[topic, partition] = offset
+        place = TopicPartition(topic, partition, offset)
         if place in self._client.assignment():
             self._client.incremental_unassign([place])
         self._client.incremental_assign([place])
-        self._silence.assigned({(self._topic, partition): offset})
+        self._client.resume([place])
+        self._silence.assigned({(topic, partition): offset})
+
+    def _pause(self, topic: str, partition: int, paused: bool) -> None:
+        if (topic, partition) in self._began:  # else it does not flow any more
+            (self._client.pause if paused else self._client.resume)([TopicPartition(topic, partition)])
 
     def _unassign(self) -> None:
         self._began = {}
@@ -136,12 +153,12 @@ class Fetch:
         while events:
             self._silence.heard(reached(events))
             for event in events:
-                if event.error() is None:
+                if event.error() is None or (self._ends and kafka.is_end(event)):
                     frames.append(event)
                     size += len(event)
                 elif event.error().code() == KafkaError._AUTO_OFFSET_RESET:
                     # librdkafka tells of it even if the partition was taken away meanwhile, or is read from elsewhere.
-                    if event.offset() >= self._began.get(event.partition(), math.inf):
+                    if event.offset() >= self._began.get((event.topic(), event.partition()), math.inf):
                         lacking.append((event.partition(), _deleted(event)))
                 else:
                     self._check(event)

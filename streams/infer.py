@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
-from crossrep.errors import BadEvent, BadRecord, CrossrepError, ModelError
+from crossrep.errors import BadRecord, CrossrepError, ModelError
 from crossrep.frames import CLOCK_SKEW
 from crossrep.spec import MAX_KEY_BYTES, Space
 from crossrep.writer import rows_of
+from models.registry import Identity
 from models.upstream import UpstreamModel
 from schemas import codec
 from schemas.columns import ColumnDecoder, Columns
-from streams import metrics, topics
+from schemas.events import check_event
+from streams import binding, metrics, topics
 from streams.features import FeatureView
 from streams.pipeline import Options, Output, Pipeline
 from streams.vectors import narrowed
@@ -27,12 +30,14 @@ def group_of(space: Space) -> str:
     return f"infer.{space.name}"
 
 
-def check_model(space: Space, model: UpstreamModel) -> None:
-    """Does the model give what the space aggregates?
+def check_model(space: Space, model: UpstreamModel, identity: Identity) -> None:
+    """Does the model give what the space aggregates, and was it made for this space?
 
     Raises:
-        ModelError: an output is missing or has another dimension; names it.
+        ModelError: an output is missing or has another dimension, or it was registered for another space; names it.
     """
+    if identity.space not in (None, space.name):
+        raise ModelError(f"model {identity.label} was registered for space {identity.space!r}, not for {space.name!r}")
     for source, dim in space.sources.items():
         if model.outputs.get(source) != dim:
             given = ", ".join(f"{name}[{size}]" for name, size in model.outputs.items())
@@ -129,44 +134,24 @@ def _within_bounds(columns: Columns, appended: NDArray[np.int64], optional: Sequ
     return good
 
 
-def check_event(event: dict[str, Any], append_time: float, optional: Sequence[str] = ("scenario",)) -> None:
-    """What must hold of an event behind its schema.
+def run(space: Space, bootstrap: str, model: UpstreamModel, identity: Identity, options: Options, accept_model: bool = False) -> None:
+    """Infer until told to stop.
 
     Args:
-        append_time: the broker's time of the message, seconds since 1970.
-        optional: fields that may be empty, but must not be longer than a key.
-
-    Raises:
-        BadEvent: an id is missing or too long ("id"), the time is before 1970 or over five minutes after the append time ("time").
-    """
-    for name in ("user_id", "item_id"):
-        if not event[name] or _too_long(event[name]):
-            raise BadEvent("id", f"{name} {event[name]!r}: 1 to {MAX_KEY_BYTES} bytes are allowed")
-    for name in optional:
-        if _too_long(event.get(name, "")):
-            raise BadEvent("id", f"{name} {event[name]!r} is longer than {MAX_KEY_BYTES} bytes")
-    if not 0 <= event["event_time"] <= (append_time + CLOCK_SKEW) * 1000:
-        raise BadEvent("time", f"event_time {event['event_time']} ms: before 1970, or over 5 minutes after it was appended")
-
-
-def _too_long(id: str) -> bool:
-    # No character has over four bytes: most ids need not be encoded to know.
-    return 4 * len(id) > MAX_KEY_BYTES and len(id.encode()) > MAX_KEY_BYTES
-
-
-def run(space: Space, bootstrap: str, model: UpstreamModel, options: Options) -> None:
-    """Infer until told to stop.
+        accept_model: take the place of the model that has written to the space until now.
 
     Raises:
         CrossrepError: the space, its topics or the model do not fit; or the worker cannot go on. Says what to do.
     """
-    topics.check(space, bootstrap)
-    check_model(space, model)
+    published = topics.check(space, bootstrap)
+    check_model(space, model, identity)
+    binding.bind(published, identity, group_of(space), bootstrap, accept_model)
     users = FeatureView("user", space.inputs.user_features, model, bootstrap)
     items = FeatureView("item", space.inputs.item_features, model, bootstrap)
     inputs = [space.inputs.impressions, space.inputs.clicks]
     work = Infer(space, model, users, items)
-    pipeline = Pipeline(space, bootstrap, group_of(space), inputs, [work.read, work.forward, work.rows], options)
+    admit = partial(binding.check, published, identity, bootstrap)
+    pipeline = Pipeline(space, bootstrap, group_of(space), inputs, [work.read, work.forward, work.rows], options, admit)
 
     def ready() -> tuple[bool, dict[str, Any]]:
         skipped = users.skipped + items.skipped

@@ -26,13 +26,12 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
-from crossrep import frames, kafka
+from crossrep import frames, kafka, lineage
 from crossrep.aggregates import combine
 from crossrep.errors import BadRecord, CrossrepError, StateError
 from crossrep.rows import Rows
 from crossrep.spec import Space
 from state import dead_letters, faults
-from streams import lineage
 from streams.silence import Silence, reached
 
 log = logging.getLogger(__name__)
@@ -95,9 +94,23 @@ class _Dropped(CrossrepError):
 
 
 class Pipeline:
-    """One worker process: a member of `group` reading `inputs`, writing the frames of `space`."""
+    """One worker process: a member of `group` reading `inputs`, writing the frames of `space`.
 
-    def __init__(self, space: Space, bootstrap: str, group: str, inputs: list[str], stages: Sequence[Stage], options: Options):
+    Args:
+        admit: called before the worker takes partitions; what it raises ends the worker.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        bootstrap: str,
+        group: str,
+        inputs: list[str],
+        stages: Sequence[Stage],
+        options: Options,
+        admit: Callable[[], None] = lambda: None,
+    ):
+        self._admit = admit
         self.space, self.options, self.stats = space, options, Stats()
         self.assigned: list[TopicPartition] | None = None  # None until the first assignment
         self._inputs, self._group, self._bootstrap = inputs, group, bootstrap
@@ -269,6 +282,8 @@ class Pipeline:
     # --- membership, in the main thread, inside consume() ---
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if partitions:
+            self._admit()
         positions = self._positions(consumer, partitions)
         self.assigned = positions
         consumer.assign(positions)

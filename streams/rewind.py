@@ -4,7 +4,7 @@ After a bad model has written three hours of nonsense: stop all workers, `crossr
 
 1. *The cut.* Every partition of the frames topic is cut at the first frame appended at TIME or later; frames of one batch are never
    cut apart. The frames behind the cut are left out for good, and the events they were made of are read again: every frame says which
-   those were (`streams.lineage`).
+   those were (`crossrep.lineage`).
 2. *The state.* The history holds what every key was at certain points (`state.history`). The newest point before the cut is restored by
    writing former records over those that changed since, with the progress, in one transaction a partition: the same protocol as a flush.
 3. The workers fold the good frames between point and cut again, pass those behind it, and go on with the new ones.
@@ -20,19 +20,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import TopicPartition
 from rich.table import Table
 
-from crossrep import kafka, spaces
+from crossrep import groups, kafka, lineage, spaces
 from crossrep.errors import StateError
+from crossrep.lineage import Place
 from crossrep.records import RecordLayout
-from crossrep.spec import Space, fold_group
+from crossrep.spec import Space, fold_group, frame_group, infer_group
 from state import history, progress
 from state.changelog import Changelog, Flush
 from state.progress import Point, Progress
 from state.writes import Writes
-from streams import lineage, topics
-from streams.lineage import Place
+from streams import topics
 
 MARGIN = 60.0  # seconds before the cut in which a batch may have begun that ends behind it
 TIMEOUT = 600.0  # seconds a partition's transaction may take
@@ -115,13 +115,11 @@ def apply(space: Space, bootstrap: str, plan: Plan, stepped: Callable[[], None] 
             changelog.fence()
             changelog.commit(Flush({entity: [writes] for entity, writes in step.records.items()}, at))
         stepped()
-    admin = kafka.admin(bootstrap)
     for group, places in plan.rereads.items():
-        offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in places.items()]
-        for future in admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, offsets)]).values():
-            for part in future.result().topic_partitions:
-                if part.error is not None:
-                    raise KafkaException(part.error)
+        to: groups.Offsets = defaultdict(dict)
+        for (topic, number), offset in places.items():
+            to[topic][number] = offset
+        groups.move(bootstrap, group, to)
     topics.publish(replace(published, rewinding=""), bootstrap)
 
 
@@ -214,15 +212,8 @@ def _refuse_if_events_are_gone(bootstrap: str, rereads: dict[str, dict[Place, in
 
 
 def _refuse_if_anybody_runs(space: Space, bootstrap: str) -> None:
-    admin = kafka.admin(bootstrap)
-    for group in (fold_group(space), f"infer.{space.name}", f"frame.{space.name}"):
-        about = admin.describe_consumer_groups([group])[group].result()
-        if about.state not in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD, ConsumerGroupState.UNKNOWN):
-            names = ", ".join(sorted(member.group_instance_id or member.member_id for member in about.members)) or "joining just now"
-            raise StateError(
-                f"workers of group {group} are running ({names}): stop them all first. One that has just ended counts until its session is "
-                "over (10 s unless told otherwise)"
-            )
+    for group in (fold_group(space), infer_group(space), frame_group(space)):
+        groups.refuse_active(bootstrap, group)
 
 
 # --- the former state ---

@@ -11,8 +11,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from crossrep import kafka, spaces
 from crossrep.errors import CrossrepError, SpaceError, TopicError
-from crossrep.spaces import SPACES_TOPIC, Published
-from crossrep.spec import Space, fold_group
+from crossrep.spaces import MODELS_TOPIC, SPACES_TOPIC, Published
+from crossrep.spec import Space, fold_group, next_name
 from state import history
 from state.store import TOMBSTONES_KEPT
 
@@ -33,6 +33,10 @@ class Topic:
     shared: bool = False  # belongs to the platform: an existing one may have any number of partitions
 
 
+# Of the platform, not of one space.
+CONTROL = [Topic(SPACES_TOPIC, 1, _COMPACTED, shared=True), Topic(MODELS_TOPIC, 1, _COMPACTED, shared=True)]
+
+
 def plan(space: Space) -> list[Topic]:
     """Every topic of a space, in the order of the flow."""
     inputs = space.inputs
@@ -43,6 +47,7 @@ def plan(space: Space) -> list[Topic]:
         Topic(inputs.item_features, space.partitions, _COMPACTED, shared=True),
         Topic(space.inference_topic, space.partitions, _STREAM),
         Topic(space.frames_topic, space.partitions, {**_STREAM, "max.message.bytes": str(8 << 20)}),
+        Topic(space.samples_topic, space.partitions, _STREAM),
         Topic(space.dead_letters_topic, 1, {**_STREAM, "max.message.bytes": str(8 << 20)}),
     ]
     kept = space.history * (1 + 1 / history.POINTS) + 600
@@ -74,9 +79,8 @@ def create(space: Space, bootstrap: str, replication: int = -1) -> list[str]:
     if published is not None:
         _same_spec(space, published)
     admin = kafka.admin(bootstrap)
-    control = Topic(SPACES_TOPIC, 1, _COMPACTED, shared=True)
     existing = _existing(admin)
-    missing = [topic for topic in [control, *plan(space)] if topic.name not in existing]
+    missing = [topic for topic in [*CONTROL, *plan(space)] if topic.name not in existing]
     _check_topics(admin, [topic for topic in plan(space) if topic not in missing])
     if missing:
         _create_all(admin, missing, replication)
@@ -149,7 +153,7 @@ def check(space: Space, bootstrap: str) -> Published:
             f"a rewind of {space.name!r} was interrupted, and half of it is done. Finish it first: crossrep rewind {space.name} "
             f"{published.rewinding}"
         )
-    _check_topics(kafka.admin(bootstrap), plan(space))
+    _check_topics(kafka.admin(bootstrap), [*CONTROL, *plan(space)])
     same_topics(space, bootstrap, published)
     return published
 
@@ -206,13 +210,8 @@ def _same_spec(space: Space, published: Published) -> None:
         raise SpaceError(
             f"space {space.name!r} was published with another spec (hash {published.space.hash.hex()}, not {space.hash.hex()}). Vectors of "
             "two specs are never mixed: give the new one another name, such as "
-            f"{space.name.rstrip('0123456789')}{_next_version(space.name)}, and create its topics"
+            f"{next_name(space.name)}, and create its topics"
         )
-
-
-def _next_version(name: str) -> int:
-    digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits or 1) + 1
 
 
 def _existing(admin: AdminClient) -> set[str]:

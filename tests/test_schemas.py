@@ -39,6 +39,7 @@ RELEASED = {
     "item_features.1": ("aae174fdf630b2a8", "b4fd4ae8dd575963"),
     "user_features.1": ("ec00216a269f4e47", "de5f6e7cdbaf5dae"),
     "frame.1": ("69e0e4f642565ea0", "f849956557fce0ca"),
+    "sample.1": ("050a84ba2d1385ec", "6358814df08f67a7"),
     "forget.1": ("14dfba50cb71b8cb", "a79b792791a02d58"),
     "undo.1": ("031d2b03ed5ef8dd", "2a2fc750f8ec54e2"),
 }

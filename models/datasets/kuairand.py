@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.datasets.base import Dataset, Impressions
+from models.datasets.base import Dataset, Impressions, runs
 
 # The split of the authors of LFM4Ads, by China's calendar (UTC+8). The log's `date` and `hourmin` are that calendar's hour, but often
 # the next one (18 % of rows), so we split on time_ms: of 228,329 rows, 179 and 116 fall on the other side than by `date`.
@@ -34,7 +33,6 @@ USER_CATEGORIES = (
 )
 ITEM_NUMBERS = ("video_duration", "server_width", "server_height")  # milliseconds, pixels, pixels
 ITEM_CATEGORIES = ("author_id", "video_type", "upload_type", "visible_status", "music_id", "music_type", "tag", "upload_dt")
-RUN = 65_536  # most impressions in one run
 
 
 def load(folder: Path) -> Dataset:
@@ -77,17 +75,13 @@ def load(folder: Path) -> Dataset:
         scenarios=[str(i) for i in tabs.tolist()],
         user_features=_align(user_ids, users, "user_id"),
         item_features=item_features,
-        impressions=partial(_runs, whole),
+        impressions=partial(runs, whole),
         size=len(whole),
         train_until=TRAIN_UNTIL,
         test_from=TEST_FROM,
         labels=labels,
+        utc_offset=8.0,
     )
-
-
-def _runs(whole: Impressions) -> Iterator[Impressions]:
-    for at in range(0, len(whole), RUN):
-        yield Impressions(**{name: column[at : at + RUN] for name, column in vars(whole).items()})
 
 
 def _read_log(folder: Path) -> dict[str, NDArray[np.int64]]:

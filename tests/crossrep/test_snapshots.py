@@ -21,8 +21,9 @@ from crossrep import CrossrepError, SpaceError, TopicError, kafka, parquet, spac
 from crossrep.cli import cli
 from crossrep.errors import BadRecord, DataError
 from crossrep.keys import Keys
+from crossrep.publication import ABANDONED_AFTER, MANIFEST
 from crossrep.records import RecordLayout
-from crossrep.snapshots import ABANDONED_AFTER, MANIFEST, Manifest, Store, new_id
+from crossrep.snapshots import Manifest, Store, new_id
 from crossrep.spec import Space
 from crossrep.table import RecordTable
 from streams import readout, topics
@@ -258,7 +259,7 @@ def test_errors_name_the_place_and_the_fix(bootstrap: str, space: Space, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=f"{tmp_path}/file/x cannot be written.*your rights"):
         snapshot(space, bootstrap, Store(str(tmp_path / "file" / "x"), space.name))
-    with pytest.raises(CrossrepError, match=r"nowhere://x is no place for snapshots: .*nowhere"):
+    with pytest.raises(CrossrepError, match=r"nowhere://x cannot be opened: .*nowhere"):
         Store("nowhere://x", space.name)
     with pytest.raises(
         DataError, match=f"no snapshot of space '{space.name}' in {tmp_path} .known: none yet.. Take one: crossrep snapshot"

@@ -12,12 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from confluent_kafka import KafkaException, TopicPartition
 
 from crossrep import kafka
 from crossrep.spec import Space
-from models.datasets import Dataset, Impressions, kuairand, simulator
+from models.datasets import Dataset, kuairand, simulator
+from models.datasets.base import only, select
 from streams import publish
 from tests import cluster
 from tests.cluster import Workers
@@ -103,28 +103,9 @@ def one_day(impressions: int = 15_000) -> Dataset:
     places = [os.environ.get("CROSSREP_KUAIRAND"), cluster.ROOT.parent / "shared" / "data" / "kuairand_pure_apr25_may08"]
     for place in places:
         if place and Path(place).is_dir():
-            return _first(kuairand.load(Path(place)), impressions)
+            whole = kuairand.load(Path(place))
+            return only(whole, select(next(iter(whole.impressions())), slice(impressions)))
     return small_dataset(impressions, seed=1)
-
-
-def _first(whole: Dataset, count: int) -> Dataset:
-    """The first impressions of a data set with the users and items that occur in them."""
-    run = _cut(next(iter(whole.impressions())), 0, count)
-    users, user = np.unique(run.user, return_inverse=True)
-    items, item = np.unique(run.item, return_inverse=True)
-    return dataclasses.replace(
-        whole,
-        user_ids=[whole.user_ids[i] for i in users],
-        item_ids=[whole.item_ids[i] for i in items],
-        user_features={name: column[users] for name, column in whole.user_features.items()},
-        item_features={name: column[items] for name, column in whole.item_features.items()},
-        impressions=lambda: iter([dataclasses.replace(run, user=user.astype(np.int32), item=item.astype(np.int32))]),
-        size=len(run),
-    )
-
-
-def _cut(run: Impressions, start: int, end: int) -> Impressions:
-    return Impressions(**{name: column[start:end] for name, column in vars(run).items()})
 
 
 class Feed:
@@ -149,7 +130,7 @@ class Feed:
     def send(self, impressions: int = 100) -> None:
         """The next ones, from the beginning again behind the end."""
         start = self.impressions % self._dataset.size
-        run = _cut(self._runs[0], start, start + impressions)
+        run = select(self._runs[0], slice(start, start + impressions))
         piece = dataclasses.replace(self._dataset, impressions=lambda: iter([run]), size=len(run))
         sent = publish.publish_events(piece, self._space.inputs, self._bootstrap)
         assert sent.impressions == len(run)

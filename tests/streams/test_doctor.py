@@ -58,7 +58,7 @@ BROKER = {
 
 def healthy() -> Facts:
     """Three brokers, everything as planned, two fold workers that keep up."""
-    planned = [*topics.plan(SPACE), topics.Topic(SPACES_TOPIC, 1, {"cleanup.policy": "compact"}, shared=True)]
+    planned = [*topics.plan(SPACE), *topics.CONTROL]
     three = Replicas((1, 2, 3), (1, 2, 3), 1)
     found = {topic.name: TopicFacts(dict.fromkeys(range(topic.partitions), three), TOPIC | topic.config) for topic in planned}
     found |= {name: TopicFacts({0: three}, TOPIC) for name in INTERNAL}

@@ -25,7 +25,7 @@ from streams import faust_transport
 from streams.fetch import BUFFERED, Run
 
 VERSIONS = f"faust {faust.__version__}, aiokafka {aiokafka.__version__}"
-FOLD = Path(faust_transport.__file__).with_name("fold.py")
+OWNER = Path(faust_transport.__file__).with_name("owner.py")
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_a_member_that_fetches_nothing_stays_a_member() -> None:
     assert "rebalance_timeout_ms=int(rebalance_timeout * 1000.0)" in source, f"{VERSIONS}: it would be the poll interval"
 
 
-def test_faust_knows_the_settings_of_the_fold_worker() -> None:
-    made = [node for node in ast.walk(ast.parse(FOLD.read_text())) if isinstance(node, ast.Call) and ast.unparse(node.func) == "faust.App"]
+def test_faust_knows_the_settings_of_our_workers() -> None:
+    made = [node for node in ast.walk(ast.parse(OWNER.read_text())) if isinstance(node, ast.Call) and ast.unparse(node.func) == "faust.App"]
     given = {keyword.arg for call in made for keyword in call.keywords if keyword.arg}
     assert {"broker_max_poll_interval", "stream_buffer_maxsize", "stream_wait_empty"} <= given
     assert given <= set(faust.Settings.SETTINGS), f"{VERSIONS}: {given - set(faust.Settings.SETTINGS)}"

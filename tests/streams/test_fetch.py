@@ -75,7 +75,7 @@ class Written:
 
     @asynccontextmanager
     async def fetched(self) -> AsyncIterator[Fetch]:
-        fetch = Fetch(self.topic, self.bootstrap)
+        fetch = Fetch([self.topic], self.bootstrap)
         try:
             yield fetch
         finally:

@@ -17,7 +17,7 @@ from tests.cluster import Workers, new_space, prove, settled, wait_for
 from tests.streams.small_model import SPEC, Feed, inferred, is_stopped, one_day, small_dataset, start_infer, start_infer_that_stops
 
 INFER_POINTS = [point for point in faults.POINTS if point.startswith("infer.")]
-FOLD_POINTS = [point for point in faults.POINTS if not point.startswith("infer.")]
+FOLD_POINTS = [point for point in faults.POINTS if not point.startswith(("infer.", "samples."))]
 
 
 def feed_until_killed(feed: Feed, victims: dict[str, subprocess.Popen[bytes]], workers: Workers) -> None:

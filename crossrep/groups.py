@@ -1,0 +1,78 @@
+"""Consumer groups of workers: who is in them, how far they are, and moving them while nobody is."""
+
+from __future__ import annotations
+
+import json
+
+from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+
+from crossrep import kafka
+from crossrep.errors import CrossrepError, StateError
+from crossrep.spec import Space, fold_group
+
+Offsets = dict[str, dict[int, int]]  # topic -> partition -> the next message to consume
+
+
+def refuse_active(bootstrap: str, group: str) -> None:
+    """Raises StateError if the group has members; names them."""
+    about = kafka.admin(bootstrap).describe_consumer_groups([group])[group].result()
+    if about.state not in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD, ConsumerGroupState.UNKNOWN):
+        names = ", ".join(sorted(member.group_instance_id or member.member_id for member in about.members)) or "joining just now"
+        raise StateError(
+            f"workers of group {group} are running ({names}): stop them all first. One that has just ended counts until its session is "
+            "over (10 s unless told otherwise)"
+        )
+
+
+def offsets(bootstrap: str, group: str) -> Offsets:
+    """All offsets of a group, as of one moment, none of an open transaction. Empty: there is no such group.
+
+    Raises:
+        CrossrepError: the cluster does not answer for a minute, or a transaction stays open.
+    """
+    admin = kafka.admin(bootstrap)
+
+    def ask() -> Offsets:
+        asked = admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group)], require_stable=True, request_timeout=kafka.REQUEST_TIMEOUT
+        )
+        found: Offsets = {}
+        for part in asked[group].result().topic_partitions:
+            if part.error is not None:
+                raise KafkaException(part.error)
+            if part.offset >= 0:
+                found.setdefault(part.topic, {})[part.partition] = part.offset
+        return found
+
+    try:
+        return kafka.retried(ask, kafka.TRANSIENT)
+    except KafkaException as error:
+        raise CrossrepError(f"the cluster does not say how far group {group!r} is: {error.args[0].str()}") from None
+
+
+def move(bootstrap: str, group: str, to: Offsets) -> None:
+    """Set a group's offsets. Raises KafkaException: somebody is in it, or the cluster is away."""
+    places = [TopicPartition(topic, number, offset) for topic, numbers in to.items() for number, offset in numbers.items()]
+    for future in kafka.admin(bootstrap).alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)]).values():
+        for part in future.result().topic_partitions:
+            if part.error is not None:
+                raise KafkaException(part.error)
+
+
+def folded(space: Space, bootstrap: str) -> dict[int, tuple[int, list[tuple[int, int]]]]:
+    """By partition: the next frame to fold, and [first, next) offsets of frames that a rewind has left out."""
+    client = kafka.consumer(bootstrap, fold_group(space))
+    try:
+        parts = kafka.committed(client, [TopicPartition(space.frames_topic, number) for number in range(space.partitions)])
+    except KafkaException as error:
+        raise CrossrepError(f"the cluster does not say how far {space.frames_topic} is folded: {error.args[0].str()}") from None
+    finally:
+        client.close()
+    return {part.partition: (max(part.offset, 0), _skipped(part.metadata)) for part in parts}
+
+
+def _skipped(metadata: str | None) -> list[tuple[int, int]]:
+    try:
+        return [(a, b) for a, b in json.loads(metadata or "{}").get("skipped", [])]  # as state/progress.py writes it
+    except (ValueError, AttributeError):
+        return []

@@ -1,0 +1,133 @@
+"""Which model writes to a space: recorded on the compacted control topic `models` before its first frame, and asked at every assignment.
+
+Vectors of two models must never be averaged, and nothing in a frame tells them apart. So the first inference worker of a space binds the
+space to its weights, by their digest, and a worker with other weights is refused. What keeps it exact:
+
+- Two that bind at once: one transactional id per space. Whoever initialises it fences the other, and reads what is bound only then.
+- A binding holds for one frames topic, by its id. Where that was made anew, the state is made anew too, and any model may begin.
+- `--accept-model` binds anew, and only while the group has no member. A worker that was suspended meanwhile comes back as a new member
+  and asks again; a batch of before carries the group's former generation and cannot be committed.
+
+Writers that bring vectors of their own (FrameWriter, `crossrep frame`) know their model's version, and we do not: they are trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from confluent_kafka import KafkaError, KafkaException
+
+from crossrep import kafka, spaces
+from crossrep.errors import CrossrepError, ModelError, SpaceError
+from crossrep.spaces import MODELS_TOPIC, Published
+from crossrep.spec import next_name
+from models.registry import Identity
+
+TIMEOUT = 10.0  # seconds the transaction may stay open
+_LOST = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The model of a space."""
+
+    label: str  # kuairand@3, or the folder it was loaded from
+    digest: str
+    frames: str  # the frames topic's id
+    since: str  # when it was bound, UTC
+
+
+def bind(published: Published, model: Identity, group: str, bootstrap: str, accept: bool = False) -> None:
+    """Make the model the space's, unless another one is.
+
+    Args:
+        accept: take the place of another one.
+
+    Raises:
+        ModelError: the space is another model's, or `accept` while workers of it run.
+        CrossrepError: the cluster does not answer.
+    """
+    bound = read(published, bootstrap)
+    if bound is not None and bound.digest == model.digest:
+        return None
+    if accept:
+        _refuse_members(group, bootstrap)
+    space = published.space
+    deadline = time.monotonic() + kafka.RETRY_FOR
+    while True:
+        producer = kafka.transactional_producer(bootstrap, f"model.{space.name}", TIMEOUT)
+        try:
+            kafka.retried(lambda: producer.init_transactions(kafka.REQUEST_TIMEOUT))  # noqa: B023  called at once
+            if not accept:
+                bound = read(published, bootstrap)
+                if bound is not None:
+                    return refuse_other(published, model, bound)
+            wanted = Binding(model.label, model.digest, _frames(published), datetime.now(UTC).isoformat(timespec="seconds"))
+            producer.begin_transaction()
+            producer.produce(MODELS_TOPIC, json.dumps(asdict(wanted)).encode(), space.name)
+            kafka.retried(producer.commit_transaction)
+            return None
+        except KafkaException as error:
+            problem = error.args[0]
+            if not (problem.code() in _LOST or problem.txn_requires_abort()) or time.monotonic() > deadline:
+                raise CrossrepError(f"the model of space {space.name!r} cannot be recorded: {problem.str()}. Try again") from None
+            time.sleep(random.uniform(0, 0.5))  # another worker binds it at this moment
+
+
+def check(published: Published, model: Identity, bootstrap: str) -> None:
+    """Is the space still this model's? Waits out a cluster that is away. Raises ModelError: it is not."""
+    deadline = time.monotonic() + kafka.RETRY_FOR
+    while True:
+        try:
+            return refuse_other(published, model, read(published, bootstrap))
+        except ModelError:
+            raise
+        except CrossrepError:
+            if time.monotonic() > deadline:
+                raise
+
+
+def read(published: Published, bootstrap: str) -> Binding | None:
+    """The space's model; None: it has none yet."""
+    value = spaces.read_all(bootstrap, MODELS_TOPIC).get(published.space.name)
+    try:
+        found = None if value is None else Binding(**json.loads(value))
+    except (ValueError, TypeError) as error:
+        raise SpaceError(f"what topic {MODELS_TOPIC} says of space {published.space.name!r} cannot be read: {error!r}") from None
+    return found if found is not None and found.frames == _frames(published) else None
+
+
+def refuse_other(published: Published, model: Identity, bound: Binding | None) -> None:
+    """Raises ModelError if the space is another model's."""
+    name = published.space.name
+    if bound is None or bound.digest != model.digest:
+        whose = "no model's any more" if bound is None else f"that of model {bound.label} ({bound.digest[:12]}) since {bound.since}"
+        raise ModelError(
+            f"space {name!r} is {whose}, not of {model.label} ({model.digest[:12]}). Vectors of two models are never averaged: give this "
+            f"one a space of its own, crossrep models space {model.label} --like {name} (it will be called {next_name(name)})"
+        )
+
+
+def _frames(published: Published) -> str:
+    return published.topic_ids[published.space.frames_topic]
+
+
+def _refuse_members(group: str, bootstrap: str) -> None:
+    admin = kafka.admin(bootstrap)
+    (asked,) = admin.describe_consumer_groups([group], request_timeout=kafka.REQUEST_TIMEOUT).values()
+    try:
+        members = asked.result().members
+    except KafkaException as error:
+        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
+            return
+        raise CrossrepError(f"the cluster does not say who is in group {group}: {error.args[0].str()}") from None
+    if members:
+        names = ", ".join(sorted(member.group_instance_id or member.client_id for member in members))
+        raise ModelError(
+            f"--accept-model: workers of group {group} still run ({names}). Stop them all first; one that was killed counts until its "
+            "session is over"
+        )

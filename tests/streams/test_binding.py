@@ -1,0 +1,119 @@
+"""A space takes the vectors of one model: who is first, who is refused, and that a worker which slept through a change stands back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from crossrep import kafka, spaces
+from crossrep.errors import ModelError
+from crossrep.spec import Space
+from models import upstream
+from models.registry import Identity, Registry
+from streams import binding
+from streams.infer import check_model, group_of
+from tests.cluster import Workers, free_port, new_space, prove, ready, settled, wait_for
+from tests.streams.small_model import SPEC, Feed, inferred, is_stopped, small_dataset, small_model
+
+
+def other_model(folder: Path) -> Path:
+    """The small model in other bytes: for the digest, another one."""
+    found = upstream.read_manifest(small_model())
+    vocabulary = (small_model() / "vocabulary.json").read_bytes() + b"\n"
+    files = {"weights.safetensors": (small_model() / "weights.safetensors").read_bytes(), "vocabulary.json": vocabulary}
+    digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    upstream.write(folder, {**files, "manifest.json": json.dumps({**found, "sha256": digests}).encode()})
+    return folder
+
+
+def infer(workers: Workers, space: Space, model: str, name: str, *more: str) -> tuple[subprocess.Popen[bytes], int]:
+    port = free_port()
+    options = ["--name", name, "--port", str(port), "--session-timeout", "3", *more]
+    return workers.start("infer", space.name, "--model", model, *options), port
+
+
+def nobody(group: str, bootstrap: str) -> bool:
+    (asked,) = kafka.admin(bootstrap).describe_consumer_groups([group]).values()
+    return not asked.result().members
+
+
+def test_the_first_worker_binds_the_space_and_others_are_refused(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path, SPEC, partitions=2)
+    other = other_model(tmp_path / "other")
+    registry = Registry(str(tmp_path / "registry"))
+    registry.add(small_model(), "small")
+    place = ["--registry", registry.url]
+    feed = Feed(space, small_dataset(), bootstrap)
+    workers.fold(path)
+    first, port = infer(workers, space, "small@1", "i0", *place)
+    wait_for(lambda: ready(port), "the first one is ready")
+    feed.send(300)
+    wait_for(lambda: inferred(space, bootstrap) and settled(space, bootstrap), "folded")
+    bound = binding.read(spaces.find(space.name, bootstrap), bootstrap)
+    assert bound is not None and bound.label == "small@1"
+
+    refused = [infer(workers, space, str(other), "i1")[0], infer(workers, space, str(other), "i2", "--accept-model")[0]]
+    assert [process.wait(60) for process in refused] == [1, 1]
+    logs = workers.logs()
+    assert f"space '{space.name}' is that of model small@1 ({bound.digest[:12]})" in logs and "are never averaged" in logs
+    assert f"workers of group {group_of(space)} still run (i0). Stop them all first" in logs
+
+    first.send_signal(signal.SIGSTOP)  # it sleeps through what follows
+    wait_for(lambda: is_stopped(first) and nobody(group_of(space), bootstrap), "its session is over")
+    accepted, port = infer(workers, space, str(other), "i2", "--accept-model")
+    wait_for(lambda: ready(port), "the other one is ready")
+    feed.send(300)
+    wait_for(lambda: inferred(space, bootstrap) and settled(space, bootstrap), "folded")
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 1, "it wakes up and stands back"
+    assert "Vectors of two models" in (tmp_path / "1-infer.log").read_text()
+    feed.send(300)
+    wait_for(lambda: inferred(space, bootstrap) and settled(space, bootstrap), "folded")
+    prove(space, bootstrap, feed.counts)
+    assert accepted.poll() is None
+
+
+def test_of_many_that_begin_at_once_one_model_wins(bootstrap: str, tmp_path: Path) -> None:
+    space, _ = new_space(bootstrap, tmp_path, partitions=1)
+    published = spaces.find(space.name, bootstrap)
+    models = [Identity(f"m@{number}", f"{number}" * 64) for number in (1, 1, 2, 2)]
+    barrier = Barrier(len(models))
+
+    def begin(model: Identity) -> str:
+        barrier.wait()
+        try:
+            binding.bind(published, model, group_of(space), bootstrap)
+        except ModelError as error:
+            return f"refused: {error}"
+        return model.label
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        ends = list(pool.map(begin, models))
+    bound = binding.read(published, bootstrap)
+    assert bound is not None and [end for end in ends if not end.startswith("refused")] == [bound.label] * 2
+    assert all(f"is that of model {bound.label}" in end for end in ends if end.startswith("refused"))
+
+    anew = replace(published, topic_ids={**published.topic_ids, space.frames_topic: "another"})
+    assert binding.read(anew, bootstrap) is None, "the frames are gone, and so is what the model wrote"
+    with pytest.raises(ModelError, match="is no model's any more, not of m@1"):
+        binding.check(anew, models[0], bootstrap)
+
+
+def test_a_model_must_fit_the_space() -> None:
+    space = Space.parse(SPEC.format(name="a-v1", partitions=1))
+    model = upstream.load(small_model())
+    check_model(space, model, Identity("m@1", "0", "a-v1"))
+    check_model(space, model, Identity("m@1", "0", None))
+    with pytest.raises(ModelError, match="model m@1 was registered for space 'a-v2', not for 'a-v1'"):
+        check_model(space, model, Identity("m@1", "0", "a-v2"))
+    wider = Space.parse(SPEC.format(name="a-v1", partitions=1).replace("dim = 32", "dim = 16"))
+    with pytest.raises(ModelError, match=r"space 'a-v1' needs ur\[16\], but model .* gives ur\[32\]"):
+        check_model(wider, model, Identity("m@1", "0"))
