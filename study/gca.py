@@ -73,7 +73,8 @@ def best_schedule(tuned: list[Run]) -> Schedule:
 
 
 class Runs:
-    """Finished runs in a file of JSON lines. A run is known by its data, arm, architecture, schedule and seed."""
+    """Finished runs in a file of JSON lines. A run is known by its data, arm, architecture, schedule and seed, not by the code that did it:
+    whoever changes what a run does takes the file away."""
 
     def __init__(self, path: Path, sequences: Sequences):
         self.path, self.data = path, sequences.fingerprint()

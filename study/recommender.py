@@ -5,8 +5,8 @@ one of the other domain a learned token, so that the stream has a state at every
 self-attention over the stream's own events of the same or an earlier moment. Positions are moments, not places: the order of ties is
 arbitrary, and nothing depends on it but which of the tied events a state stands at. One item table serves input and output.
 
-The two streams meet in the head, which joins both states by a linear layer, and before that at the levels of `crossings`: level 0 is right
-after the embeddings (early), level i after layer i. There each stream X reads the other, Y: X'' = X + g([X; X']) ⊙ X',
+The two streams meet at the end, where each domain's output is a linear layer of both states, and before that at the levels of `crossings`:
+level 0 is right after the embeddings (early), level i after layer i. There each stream X reads the other, Y: X'' = X + g([X; X']) ⊙ X',
 X' = CrossAttention(q = X, k = v = Y); both read what the other was before.
 """
 
@@ -32,7 +32,6 @@ class Architecture:
     dim: int
     feed_forward: int  # width of the hidden layer in each of the encoder's feed-forward nets
     crossings: tuple[int, ...] = ()
-    joined: bool = True  # the head sees both streams; False: each domain on its own
     heads: int = 2
     dropout: float = 0.3
 
@@ -67,9 +66,7 @@ class Recommender(nn.Module):
             for _ in range(2 * LAYERS)
         )
         self.crossings = nn.ModuleList(GatedCrossAttention(dim, dim, heads) for _ in range(2 * len(architecture.crossings)))
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(2 * dim if architecture.joined else dim, dim), nn.LayerNorm(dim)) for _ in range(2)
-        )
+        self.outputs = nn.ModuleList(nn.Sequential(nn.Linear(2 * dim, dim), nn.LayerNorm(dim)) for _ in range(2))
 
     def forward(self, batch: Batch) -> tuple[list[Tensor], list[Alignment]]:
         """The states of both domains, float32 [B, T, dim], and, but while training, how X and X' stand at every crossing."""
@@ -99,8 +96,8 @@ class Recommender(nn.Module):
                         cosines = cosine_similarity(x[at], crossing.attend(x, y, mask)[at], dim=1)
                         alignments.append(Alignment(level, domain, cosines))
                 streams = crossed
-        inputs = [torch.cat([streams[0], streams[1]], 2)] * 2 if self.architecture.joined else streams
-        return [head(x) for head, x in zip(self.heads, inputs)], alignments
+        joined = torch.cat(streams, 2)
+        return [output(joined) for output in self.outputs], alignments
 
     def _mask(self, readable: Tensor) -> Tensor:
         """float32 [B * heads, T, T]: -inf where not readable; made once for all layers."""

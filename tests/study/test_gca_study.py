@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from study.gca_report import chance
 from study.recommender import Architecture, Recommender, parameters
 from study.split import TEST, TRAIN, VALIDATE, View
 from study.training import Schedule, Views
+from tests.cluster import ROOT
 
 
 @pytest.fixture
@@ -183,7 +185,10 @@ def test_it_learns_who_likes_what(sequences: Sequences) -> None:
 
 def test_a_study_from_the_command_line_goes_on_where_it_was_cut_off(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ["study", "gca", str(folder), "--out", str(out), "--seeds", "2", "--workers", "1", "--dim", "4", "--epochs", "1"]
+    shown = re.search(r"^    crossrep (study gca DIR --out \S+)$", (ROOT / "docs" / "study-gca.md").read_text(), re.MULTILINE)
+    assert shown
+    words = shown[1].replace("DIR", str(folder)).replace("docs/study-gca", str(out)).split()
+    words += ["--seeds", "2", "--workers", "1", "--dim", "4", "--epochs", "1"]
     assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
     whole = (out / "runs.jsonl").read_text()
     assert len(whole.splitlines()) == len(ARMS) * (len(gca.RATES) + 2)
@@ -191,7 +196,7 @@ def test_a_study_from_the_command_line_goes_on_where_it_was_cut_off(folder: Path
     assert "early − none" in tables and "nan" not in tables.partition("Correlation")[0]
     assert all((out / name).read_text().startswith("<?xml") for name in ("differences.svg", "cosines.svg"))
 
-    (out / "runs.jsonl").write_text("".join(whole.splitlines(keepends=True)[:-1])[:-30])  # killed while it wrote a line
+    (out / "runs.jsonl").write_text(whole.rpartition('{"data"')[0][:-30])  # without the last, and killed while it wrote the one before
     assert CliRunner().invoke(cli, [*words, "--workers", "2"], catch_exceptions=False).exit_code == 0
     again = [json.loads(line) | {"seconds": 0} for line in (out / "runs.jsonl").read_text().splitlines()]
     assert again == [json.loads(line) | {"seconds": 0} for line in whole.splitlines()]
