@@ -1,6 +1,6 @@
 """Gated cross-attention reproduced: the arms, their tuning, and the runs, each a line in `runs.jsonl`.
 
-The seed (arXiv 2510.09435) reports that GCA right after the embeddings helps, that stacking it does not scale, and that |cos(X, X')|
+The paper (arXiv 2510.09435) reports that GCA right after the embeddings helps, that stacking it does not scale, and that |cos(X, X')|
 settles at 0.1 to 0.2, the lower the better. Every arm is tuned alike, on a seed of its own; then all arms run with the same seeds, so that
 differences are paired.
 """
