@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KUAIRAND ?= $(wildcard ../shared/data/kuairand_pure*)
 
-.PHONY: demo test lint bench bench-quick soak chaos clean
+.PHONY: demo test lint bench bench-quick study-gca soak chaos clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/crossrep demo $(if $(KUAIRAND),--kuairand $(KUAIRAND))
@@ -34,6 +34,11 @@ bench: $(VENV)/.installed
 # The headline in minutes: crossrep, Kafka Streams, and the limits, on the same rows. The last line is JSON.
 bench-quick: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.quick
+
+# Gated cross-attention on two domains: docs/study-gca.md. Half an hour; cut off, it goes on where it was. Any folder of that form does.
+TWO_DOMAINS ?= ../shared/data/amazon_food_kitchen
+study-gca: $(VENV)/.installed
+	@$(BIN)/crossrep study gca $(TWO_DOMAINS) --out docs/study-gca
 
 # A fold worker's memory over ten minutes of full load; SOAK="--help" explains.
 SOAK ?= --minutes 10

@@ -1,5 +1,5 @@
 """The `crossrep` command: what readers need is here; the workers' and the replica's commands join in where their code is (`streams/cli.py`,
-`serve/cli.py`)."""
+`serve/cli.py`, `study/cli.py`)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ The flow, and the commands in the order you meet them:
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order
   crossrep rewind SPACE --ago 3h         take back what a bad model has written
+  crossrep study gca DIR --out FOLDER    what a method is worth on real data
 `make demo` runs all of it. Every command explains itself with --help."""
 
 
@@ -141,7 +142,7 @@ def _time(seconds: float) -> str:
 
 def main() -> None:
     """The console script's entry."""
-    for package in ("streams", "serve"):
+    for package in ("streams", "serve", "study"):
         if importlib.util.find_spec(package) is not None:
             importlib.import_module(f"{package}.cli")  # adds its commands; absent where only the readers' package is installed
     try:

@@ -41,7 +41,8 @@ from crossrep.errors import DataError, ModelError
 from models import lfm4ads
 from models.datasets.base import Dataset, Impressions, by_day, joined, only
 from models.features import Features, Waiting, fit, grow, rows_before
-from models.lfm4ads import ARCHITECTURE, TripleTower
+from models.lfm4ads import ARCHITECTURE
+from models.towers import TripleTower
 from models.train import AD_WEIGHT, MISSING, Samples, adam, evaluate, field_l2, iso, optimise, tower_loss, training_impressions, versions
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ def _go_on(day: Dataset, at: date, impressions: Impressions, frozen: lfm4ads.LFM
 
 
 def _learn(learner: Learner, dataset: Dataset, impressions: Impressions, what: str, bar: Progress) -> None:
-    samples = Samples(dataset, learner.fields, impressions)
+    samples = Samples(dataset, learner.fields, impressions, learner.network.tasks)
     loss = partial(tower_loss, learner.network, field_l2(learner.fields), AD_WEIGHT)
     optimise(learner.optimiser, loss, samples.batches(1, MISSING), bar.add_task(what, total=samples.steps(1)), bar)
 

@@ -5,12 +5,17 @@ IR and the CR, which is the penultimate MLP layer of the mix tower's *ad* branch
 
 Our own choices, because no text we could reach states them:
 
-- widths, depths, one embedding table for all fields; the embeddings and the cross layers are shared, the branches are an MLP each;
+- widths, depths, one embedding table for all fields; the embeddings and the cross layers are shared, the branches are an MLP each. With
+  `shared`, to compare, there is one MLP with one head for all samples;
 - the penultimate layers end in SiLU: with ReLU, 22 to 28 of the CR's 64 dimensions were zero for everyone, at the same AUC;
 - the logit of a branch is its head plus dot(UR, IR) / sqrt(dim), which is what trains the two outer towers;
 - the ad branch learns from *all* samples, ads weighing more (`train.py`), the content branch from content samples. With 1 % ads, an ad
   branch fed by ads alone would see some 1,400 samples of our real data: its penultimate layer would stay near its random start, and that
-  layer is the product. It is also asked about content samples, since every CR comes from it, so it must have seen some.
+  layer is the product. It is also asked about content samples, since every CR comes from it, so it must have seen some;
+- other tasks than the click are further units of the heads, without the dot product: the branches learn from them, UR and IR do not.
+
+A space may take a CR from any layer of the mix tower: `embedding`, `cross1`, ..., `mlp1`, ... are sources as `cr` is, which is another
+name for the last of them. The seed of this project and the authors' public code compare them (there CR_0 .. CR_5).
 """
 
 from __future__ import annotations
@@ -30,75 +35,43 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
 from safetensors.torch import save as dump_weights
 from torch import Tensor, nn
-from torch.nn import functional
 
 from crossrep.errors import ModelError
+from models.devices import has_fast_bfloat16
 from models.features import BRANCHES, EVENT_FIELDS, Features
+from models.towers import CLICK, TripleTower
 from models.upstream import read_manifest, write
 
 log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-ARCHITECTURE = {"embedding": 10, "cross_layers": 3, "hidden": 256, "ur": 32, "ir": 32, "cr": 64}
+# What models saved before it had an entry were built with is that entry's default in TripleTower.
+ARCHITECTURE: Mapping[str, Any] = {
+    "embedding": 10,
+    "cross_layers": 3,
+    "hidden": 256,
+    "mlp_layers": 2,
+    "ur": 32,
+    "ir": 32,
+    "cr": 64,
+    "shared": False,
+    "tasks": (),
+}
+OUTPUTS = ("ur", "ir", "cr")  # unless others are asked for
 BRANCH = EVENT_FIELDS.index("branch")
-
-
-class TripleTower(nn.Module):
-    """The network. F fields in all, d = embedding: one gather gives [B, F, d], of which each tower reads its part."""
-
-    def __init__(
-        self, rows: int, user: int, item: int, event: int, *, embedding: int, cross_layers: int, hidden: int, ur: int, ir: int, cr: int
-    ):
-        super().__init__()
-        if ur != ir:
-            raise ValueError(f"ur and ir must be equal for their dot product, not {ur} and {ir}")
-        self.user_fields, self.item_fields = user, item
-        width = (user + item + event) * embedding
-        self.table = nn.Embedding(rows, embedding)
-        nn.init.normal_(self.table.weight, std=0.01)
-        self.user_tower = mlp(user * embedding, 2 * ur, ur)
-        self.item_tower = mlp(item * embedding, 2 * ir, ir)
-        self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(cross_layers))
-        self.content_branch = mlp(width, hidden, cr)
-        self.content_head = nn.Linear(cr, 1)
-        self.ad_branch = mlp(width, hidden, cr)
-        self.ad_head = nn.Linear(cr, 1)
-
-    def representations(self, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, F, d] -> UR [B, ur], IR [B, ir] and the shared cross output [B, F * d]."""
-        n = self.user_fields
-        ur = self.user_tower(embedded[:, :n].flatten(1))
-        ir = self.item_tower(embedded[:, n : n + self.item_fields].flatten(1))
-        start = embedded.flatten(1)
-        crossed = start
-        for layer in self.cross:
-            crossed = torch.addcmul(crossed, start, layer(crossed))
-        return ur, ir, crossed
-
-    def cr(self, crossed: Tensor) -> Tensor:
-        """[B, F * d] -> CR [B, cr]: the ad branch's penultimate layer, after its activation."""
-        return functional.silu(self.ad_branch(crossed))
-
-    def logits(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, F, d] -> the logits [B] of the content branch and of the ad branch."""
-        ur, ir, crossed = self.representations(embedded)
-        match = (ur * ir).sum(1) / ur.shape[1] ** 0.5
-        content = self.content_head(functional.silu(self.content_branch(crossed))).squeeze(1)
-        ad = self.ad_head(self.cr(crossed)).squeeze(1)
-        return content + match, ad + match
 
 
 class Vectors(nn.Module):
     """The part of a network that a stream asks for."""
 
-    def __init__(self, network: TripleTower):
+    def __init__(self, network: TripleTower, outputs: Sequence[str]):
         super().__init__()
-        self.network = network
+        self.network, self.outputs = network, tuple(outputs)
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """int32 [B, F] rows of the table -> float32 UR, IR and CR."""
-        ur, ir, crossed = self.network.representations(self.network.table(rows))
-        return ur.float(), ir.float(), self.network.cr(crossed).float()
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """int32 [B, F] rows of the table -> float32 [B, dim] of each output. Traced, what leads to none of them is not computed."""
+        found = self.network.representations(self.network.table(rows))
+        return tuple(found[name].float() for name in self.outputs)
 
 
 def traced(module: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -114,26 +87,38 @@ def traced(module: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Tenso
     return call
 
 
-def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
-
-
 class LFM4Ads:
-    """A trained triple tower as an `UpstreamModel`, on the CPU. The caller decides on threads (`torch.set_num_threads`)."""
+    """A trained triple tower as an `UpstreamModel`, on the CPU. The caller decides on threads (`torch.set_num_threads`).
 
-    def __init__(self, name: str, fields: Features, network: TripleTower, *, dtype: Literal["float32", "bfloat16"] = "float32"):
+    Args:
+        outputs: what `forward` gives: ur, ir, cr, or layers of the network by name (`TripleTower.layers`).
+
+    Raises:
+        ModelError: the network has no such output.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fields: Features,
+        network: TripleTower,
+        *,
+        outputs: Sequence[str] = OUTPUTS,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ):
         self.name = name
         self.fields = fields
         self.features: Mapping[str, tuple[str, ...]] = fields.names
         self.network = network.eval().requires_grad_(False)
         if dtype == "bfloat16":
             self.network.to(torch.bfloat16)
-        self.outputs: Mapping[str, int] = {
-            "ur": last(network.user_tower).out_features,
-            "ir": last(network.item_tower).out_features,
-            "cr": last(network.ad_branch).out_features,
-        }
-        self._vectors = traced(Vectors(self.network), torch.zeros((2, sum(map(len, self.features.values()))), dtype=torch.int32))
+        offered = network.outputs
+        if unknown := [output for output in outputs if output not in offered]:
+            given = ", ".join(f"{output}[{size}]" for output, size in offered.items())
+            raise ModelError(f"model {name!r} gives no {unknown[0]!r}; it can give {given}")
+        self.outputs: Mapping[str, int] = {output: offered[output] for output in outputs}
+        example = torch.zeros((2, sum(map(len, self.features.values()))), dtype=torch.int32)
+        self._vectors = traced(Vectors(self.network, tuple(self.outputs)), example)
         # The row each branch has in the table, so that `predict` sees from an encoded event which head is asked for.
         self.ad_row = int(fields.offsets["event"][BRANCH]) + fields.fields["event"][BRANCH].encode(BRANCHES)[BRANCHES.index("ad")]
 
@@ -146,15 +131,16 @@ class LFM4Ads:
         return self.fields.encode_events(scenario, branch, event_time)
 
     def forward(self, user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
-        """int32 [B, F] of each kind -> float32 {"ur": [B, 32], "ir": [B, 32], "cr": [B, 64]}."""
+        """int32 [B, F] of each kind -> float32 {"ur": [B, 32], "ir": [B, 32], "cr": [B, 64]}, or whatever `outputs` says."""
         with torch.inference_mode():
             vectors = self._vectors(fused(user, item, event))
-        return {name: vector.numpy() for name, vector in zip(("ur", "ir", "cr"), vectors)}
+        return {name: vector.numpy() for name, vector in zip(self.outputs, vectors)}
 
-    def predict(self, user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32]) -> NDArray[np.float32]:
-        """float32 [B]: probability of a click, by the head of each event's own branch (an unknown branch counts as content)."""
+    def predict(self, user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32], task: str = CLICK) -> NDArray[np.float32]:
+        """float32 [B]: probability of a click, or of another task, by the head of each event's own branch (unknown ones: content)."""
+        unit = (CLICK, *self.network.tasks).index(task)
         with torch.inference_mode():
-            content, ad = self.network.logits(self.network.table(fused(user, item, event)))
+            content, ad = (logits[:, unit] for logits in self.network.logits(self.network.table(fused(user, item, event))))
             is_ad = torch.from_numpy(event[:, BRANCH] == self.ad_row)
             return torch.where(is_ad, ad, content).float().sigmoid().numpy()
 
@@ -162,20 +148,6 @@ class LFM4Ads:
 def fused(user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32]) -> Tensor:
     """int32 [B, F]: one index tensor, so that the embeddings of a batch are one gather."""
     return torch.from_numpy(np.concatenate((user, item, event), axis=1))
-
-
-def last(layers: nn.Sequential) -> nn.Linear:
-    layer = layers[-1]
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; without that, float32 is the faster of the two."""
-    try:
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
 
 
 def agree(a: LFM4Ads, b: LFM4Ads, events: int = 512) -> bool:
@@ -194,14 +166,14 @@ def agree(a: LFM4Ads, b: LFM4Ads, events: int = 512) -> bool:
     return True
 
 
-def build(fields: Features, architecture: Mapping[str, int]) -> TripleTower:
+def build(fields: Features, architecture: Mapping[str, Any]) -> TripleTower:
     """An untrained network for these fields; seed torch first if it matters."""
     user, item, event = (len(fields.fields[kind]) for kind in ("user", "item", "event"))
     return TripleTower(fields.rows, user, item, event, **architecture)
 
 
 def save(
-    folder: Path, name: str, fields: Features, network: TripleTower, architecture: Mapping[str, int], about: Mapping[str, Any]
+    folder: Path, name: str, fields: Features, network: TripleTower, architecture: Mapping[str, Any], about: Mapping[str, Any]
 ) -> None:
     """Write weights, vocabulary and, last, the manifest with their digests."""
     weights = {key: value.detach().float().contiguous() for key, value in network.state_dict().items()}
@@ -210,7 +182,7 @@ def save(
         "kind": "lfm4ads",
         "name": name,
         "features": fields.names,
-        "outputs": {key: architecture[key] for key in ("ur", "ir", "cr")},
+        "outputs": {key: network.outputs[key] for key in OUTPUTS},
         "architecture": dict(architecture),
         **about,
         "sha256": {file: sha256(content).hexdigest() for file, content in files.items()},
@@ -219,16 +191,16 @@ def save(
     write(folder, files)
 
 
-def load(folder: Path, *, dtype: Dtype = "float32") -> LFM4Ads:
+def load(folder: Path, *, outputs: Sequence[str] = OUTPUTS, dtype: Dtype = "float32") -> LFM4Ads:
     """The model that `save` wrote to `folder`. `dtype="auto"` is bfloat16 where the CPU is fast at it and the vectors stay the same."""
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype must be auto, float32 or bfloat16, not {dtype!r}")
     if dtype != "auto":
-        return _load(folder, dtype)
-    exact = _load(folder, "float32")
+        return _load(folder, outputs, dtype)
+    exact = _load(folder, outputs, "float32")
     if not has_fast_bfloat16():
         return exact
-    fast = _load(folder, "bfloat16")
+    fast = _load(folder, outputs, "bfloat16")
     if agree(exact, fast):
         log.info("the model computes in bfloat16: its vectors are the same as in float32")
         return fast
@@ -236,7 +208,7 @@ def load(folder: Path, *, dtype: Dtype = "float32") -> LFM4Ads:
     return exact
 
 
-def _load(folder: Path, dtype: Literal["float32", "bfloat16"]) -> LFM4Ads:
+def _load(folder: Path, outputs: Sequence[str], dtype: Literal["float32", "bfloat16"]) -> LFM4Ads:
     manifest = read_manifest(folder)
     try:
         name, architecture, digests = manifest["name"], manifest["architecture"], manifest["sha256"]
@@ -251,4 +223,4 @@ def _load(folder: Path, dtype: Literal["float32", "bfloat16"]) -> LFM4Ads:
         raise ModelError(f"the lfm4ads model in {folder} cannot be read: {error!r}") from error
     if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
         raise ModelError(f"{folder / 'weights.safetensors'} holds values that are not finite")
-    return LFM4Ads(name, fields, network, dtype=dtype)
+    return LFM4Ads(name, fields, network, outputs=outputs, dtype=dtype)

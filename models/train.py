@@ -9,6 +9,8 @@ KuaiRand a second one cost .001 to .008 AUC), ids seen once count as unknown (`f
 - In 5 % of the samples the user's features (but the id) are unknown, and likewise the item's: in a stream, events overtake the features
   of new users and items. It costs nothing on complete data and gives +.007 AUC where the item's features are missing.
 - Training keeps the training impressions in memory (about 20 bytes each), evaluation streams.
+- Where more than one epoch may help, `patience` finds out how many on the days between `train_until` and `test_from`.
+- On a GPU the same seed draws the same weights and batches; sums are of another order, so the vectors differ in the last digits.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -32,19 +35,21 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from crossrep.errors import DataError
+from models import devices, logistic
 from models.datasets.base import Dataset, Impressions, joined, select
+from models.early_stopping import EarlyStopping
 from models.features import Features, fit
-from models.lfm4ads import ARCHITECTURE, LFM4Ads, TripleTower, build, fused, save
+from models.lfm4ads import ARCHITECTURE, LFM4Ads, build, fused, save
+from models.towers import CLICK, TripleTower
 
 Score = Callable[[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # rows int [B, F], clicked float [B], ad bool [B] -> scalar
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # rows int [B, F], labels float [B, 1 + tasks], clicks first, ad bool [B] -> scalar
 LEARNING_RATE = 2e-3
 BATCH = 512
 L2 = 3e-3
 AD_WEIGHT = 4.0
+TASK_WEIGHT = 0.1  # of each task besides the click
 MISSING = 0.05
-LOGISTIC_EPOCHS = 10  # it starts from zero and cannot overfit by interactions: it gains until here
-LOGISTIC_L2 = 1e-2
 
 
 def train(
@@ -54,31 +59,53 @@ def train(
     name: str | None = None,
     seed: int = 0,
     epochs: int = 1,
-    architecture: Mapping[str, int] | None = None,
+    patience: int | None = None,
+    architecture: Mapping[str, Any] | None = None,
     ad_weight: float = AD_WEIGHT,
+    device: str = "cpu",
+    mixed: bool = False,
     baseline: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train on the impressions before `train_until`, test on those from `test_from` on, write the model to `out`; gives the metrics.
 
-    `architecture` overrides entries of `lfm4ads.ARCHITECTURE`; `baseline` trains a logistic regression on the same features beside it.
+    Args:
+        patience: end after so many epochs in a row that were no better on the days between, and keep the best; None: all epochs, the last.
+        architecture: overrides entries of `lfm4ads.ARCHITECTURE`; its "tasks" are labels of the data set.
+        device: see `devices.choose`.
+        mixed: multiply in bfloat16 where the device has it in hardware.
+        baseline: train a logistic regression on the same features beside it.
+
+    Raises:
+        DataError: there is nothing to train on, or nothing to stop by; or the data set has no such label.
+        ModelError: there is no such device.
     """
     began = time.perf_counter()
     impressions = training_impressions(dataset)
     fields = fit(dataset, impressions)
-    samples = Samples(dataset, fields, impressions)
     sizes = {**ARCHITECTURE, **(architecture or {})}
-    with torch.random.fork_rng(devices=[]), Progress(disable=not progress) as bar:
+    samples = Samples(dataset, fields, impressions, sizes["tasks"])
+    place = devices.choose(device)
+    with torch.random.fork_rng(devices=[]), devices.deterministic(place), Progress(disable=not progress) as bar:
         torch.manual_seed(seed)
-        network = build(fields, sizes)
-        loss = partial(tower_loss, network, field_l2(fields), ad_weight)
-        optimise(adam(network), loss, samples.batches(epochs, MISSING), bar.add_task("triple tower", total=samples.steps(epochs)), bar)
+        network = build(fields, sizes).to(place)
+        loss = partial(tower_loss, network, field_l2(fields), ad_weight, precision=devices.mixed(place) if mixed else None)
+        batches = samples.batches(epochs, MISSING)
+        if patience:
+            stopping = EarlyStopping(network, partial(validation_auc, fields, dataset), patience)
+            batches = stopping.watch(samples.batches(1, MISSING) for _ in range(epochs))
+        optimise(adam(network), loss, batches, bar.add_task("triple tower", total=samples.steps(epochs)), bar)
+        network = (stopping.best if patience else network).cpu()
         seconds = time.perf_counter() - began
         model = LFM4Ads(name or f"{dataset.name}-lfm4ads", fields, network)
         metrics: dict[str, Any] = evaluate(model.predict, fields, dataset)
+        for task in network.tasks:
+            metrics[f"auc_{task}"] = evaluate(partial(model.predict, task=task), fields, dataset, task=task)["auc"]
+        if patience:
+            metrics["validation_auc"] = [finite(score) for score in stopping.scores]
         if baseline:
-            linear = Logistic(fields.rows)
-            passes = LOGISTIC_EPOCHS * epochs
+            linear = logistic.Logistic(fields.rows)
+            passes = logistic.EPOCHS * epochs
             optimise(
                 adam(linear), linear.loss, samples.batches(passes), bar.add_task("logistic regression", total=samples.steps(passes)), bar
             )
@@ -92,6 +119,8 @@ def train(
         "trained_until": iso(impressions.event_time.max()),
         "tested_from": iso(dataset.test_from),
         "seed": seed,
+        "device": place.type,
+        "mixed": mixed,
         "epochs": epochs,
         "versions": versions(),
     }
@@ -99,26 +128,60 @@ def train(
     return metrics
 
 
-def evaluate(score: Score, fields: Features, dataset: Dataset, *, batch: int = 4096) -> dict[str, Any]:
-    """Pooled AUC and logloss of `score` (e.g. `model.predict`) on the impressions from `test_from` on; None where there are none."""
+def evaluate(
+    score: Score,
+    fields: Features,
+    dataset: Dataset,
+    *,
+    since: float | None = None,
+    until: float = math.inf,
+    task: str = CLICK,
+    batch: int = 4096,
+) -> dict[str, Any]:
+    """Pooled AUC and logloss of `score` (e.g. `model.predict`), None where there are no impressions.
+
+    Args:
+        since, until: of which impressions, seconds since 1970; default: from `test_from` on.
+        task: what `score` foretells, a click or one of the data set's labels.
+    """
+    since = dataset.test_from if since is None else since
     users = fields.encode_columns("user", dataset.user_ids, dataset.user_features)
     items = fields.encode_columns("item", dataset.item_ids, dataset.item_features)
     scores, clicks = [np.empty(0, dtype=np.float32)], [np.empty(0, dtype=np.bool_)]
     for run in dataset.impressions():
-        test = select(run, run.event_time >= dataset.test_from)
+        test = select(run, (run.event_time >= since) & (run.event_time < until))
         events = fields.encode_impressions(test, dataset.scenarios)
         for at in range(0, len(test), batch):
             part = slice(at, at + batch)
             scores.append(score(users[test.user[part]], items[test.item[part]], events[part]))
-        clicks.append(test.clicked)
+        clicks.append(label_columns(dataset, test, [task])[:, 0])
     p, y = np.concatenate(scores), np.concatenate(clicks)
     return {"auc": finite(auc(p, y)), "logloss": finite(log_loss(p, y)), "impressions": len(y)}
+
+
+def validation_auc(fields: Features, dataset: Dataset, network: TripleTower) -> float:
+    """AUC on the days between `train_until` and `test_from`. Leaves the network as it is. Raises DataError: there are no clicks there."""
+    model = LFM4Ads("", fields, deepcopy(network).cpu())
+    found = evaluate(model.predict, fields, dataset, since=dataset.train_until, until=dataset.test_from)["auc"]
+    if found is None:
+        raise DataError(f"{dataset.name}: no clicks between {iso(dataset.train_until)} and {iso(dataset.test_from)} to stop by")
+    return float(found)
+
+
+def label_columns(dataset: Dataset, impressions: Impressions, tasks: Sequence[str]) -> NDArray[np.bool_]:
+    """bool [N, tasks]. Raises DataError: the data set has no such label."""
+    for task in tasks:
+        if task not in (CLICK, *dataset.labels):
+            raise DataError(f"{dataset.name} has no label {task!r} (it has {', '.join((CLICK, *dataset.labels))})")
+    columns = [impressions.clicked if task == CLICK else impressions.labels[:, dataset.labels.index(task)] for task in tasks]
+    return np.stack(columns, axis=1)
 
 
 class Samples:
     """The training impressions as shuffled batches of table rows."""
 
-    def __init__(self, dataset: Dataset, fields: Features, impressions: Impressions):
+    def __init__(self, dataset: Dataset, fields: Features, impressions: Impressions, tasks: Sequence[str] = ()):
+        self.labels = label_columns(dataset, impressions, [CLICK, *tasks]).astype(np.float32)
         self.users = fields.encode_columns("user", dataset.user_ids, dataset.user_features)
         self.items = fields.encode_columns("item", dataset.item_ids, dataset.item_features)
         self.events = fields.encode_impressions(impressions, dataset.scenarios)
@@ -126,7 +189,10 @@ class Samples:
         self.offsets = fields.offsets  # a field's first row is its unknown one
 
     def batches(self, epochs: int, missing: float = 0.0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """rows int32 [B, F], clicked float32 [B], ad bool [B]; at rate `missing` a user's or item's features but the id are unknown."""
+        """rows int32 [B, F], labels float32 [B, 1 + tasks], ad bool [B].
+
+        At rate `missing` a user's or item's features but the id are unknown.
+        """
         data = self.impressions
         for _ in range(epochs):
             order = torch.randperm(len(data)).numpy()
@@ -136,8 +202,7 @@ class Samples:
                 for rows, offsets in ((user, self.offsets["user"]), (item, self.offsets["item"])):
                     lost = np.flatnonzero((torch.rand(len(i)) < missing).numpy())
                     rows[lost, 1:] = offsets[1:]
-                clicked = torch.from_numpy(data.clicked[i].astype(np.float32))
-                yield fused(user, item, self.events[i]), clicked, torch.from_numpy(data.ad[i])
+                yield fused(user, item, self.events[i]), torch.from_numpy(self.labels[i]), torch.from_numpy(data.ad[i])
 
     def steps(self, epochs: int) -> int:
         return epochs * math.ceil(len(self.impressions) / BATCH)
@@ -158,43 +223,31 @@ def optimise(
         bar.advance(task)
 
 
-def tower_loss(network: TripleTower, l2: Tensor, ad_weight: float, rows: Tensor, clicked: Tensor, ad: Tensor) -> Tensor:
-    """The ad branch's loss over all samples, ads weighing `ad_weight`, plus the content branch's over content samples (why: lfm4ads.py)."""
+def tower_loss(
+    network: TripleTower, l2: Tensor, ad_weight: float, rows: Tensor, labels: Tensor, ad: Tensor, *, precision: torch.dtype | None = None
+) -> Tensor:
+    """The ad branch's loss over all samples, ads weighing `ad_weight`, plus the content branch's over content samples (why: lfm4ads.py).
+
+    A shared branch learns once from every sample, as the ad branch does. Batches are brought to where the network is.
+    """
+    device = network.table.weight.device
+    rows, labels, ad = rows.to(device), labels.to(device), ad.to(device)
     embedded: Tensor = network.table(rows)
-    content_logit, ad_logit = network.logits(embedded)
+    with torch.autocast(device.type, precision, enabled=precision is not None):
+        content_logits, ad_logits = (logits.float() for logits in network.logits(embedded))
+    tasks = torch.tensor([1.0, *[TASK_WEIGHT] * len(network.tasks)], device=device)
     weight = torch.where(ad, ad_weight, 1.0)
-    ad_loss = binary_cross_entropy_with_logits(ad_logit, clicked, weight, reduction="sum") / weight.sum()
-    content_loss = binary_cross_entropy_with_logits(content_logit, clicked, (~ad).float(), reduction="mean")
-    penalty = (embedded.square().sum(2) * l2).sum(1).mean()
-    return ad_loss + content_loss + penalty
+    loss = binary_cross_entropy_with_logits(ad_logits, labels, weight[:, None] * tasks, reduction="sum") / weight.sum()
+    if network.content_branch is not None:
+        content = (~ad)[:, None] * tasks
+        loss = loss + binary_cross_entropy_with_logits(content_logits, labels, content, reduction="sum") / len(rows)
+    return loss + (embedded.square().sum(2) * l2.to(device)).sum(1).mean()
 
 
 def field_l2(fields: Features) -> Tensor:
     """float32 [F]: the L2 weight of each field, ids (the first field of user and item) three times the others."""
     weights = [[3.0] + [1.0] * (len(fields.fields[kind]) - 1) for kind in ("user", "item")]
     return L2 * torch.tensor([*weights[0], *weights[1], *[1.0] * len(fields.fields["event"])])
-
-
-class Logistic(nn.Module):
-    """Logistic regression on the one-hot fields: a table of one column, whose rows are summed."""
-
-    def __init__(self, rows: int):
-        super().__init__()
-        self.table = nn.Embedding(rows, 1)
-        nn.init.zeros_(self.table.weight)
-        self.bias = nn.Parameter(torch.zeros(()))
-
-    def loss(self, rows: Tensor, clicked: Tensor, ad: Tensor) -> Tensor:
-        weights: Tensor = self.table(rows)  # [B, F, 1]
-        loss = binary_cross_entropy_with_logits(weights.sum((1, 2)) + self.bias, clicked)
-        return loss + LOGISTIC_L2 * weights.square().sum((1, 2)).mean()
-
-    def predict(self, user: NDArray[np.int32], item: NDArray[np.int32], event: NDArray[np.int32]) -> NDArray[np.float32]:
-        """float32 [B]: probability of a click."""
-        with torch.inference_mode():
-            logits: Tensor = self.table(fused(user, item, event)).sum((1, 2)) + self.bias
-            probability: NDArray[np.float32] = logits.sigmoid().numpy()
-            return probability
 
 
 def training_impressions(dataset: Dataset) -> Impressions:

@@ -59,7 +59,10 @@ class Identity:
 
 
 def load(folder: str | Path, **options: Any) -> UpstreamModel:
-    """The model in `folder`. `options` go to the model's own loader (`dtype` for lfm4ads)."""
+    """The model in `folder`.
+
+    `options` go to the model's own loader. `crossrep infer` gives `outputs`, the names of what its space aggregates, and `dtype`.
+    """
     manifest = read_manifest(folder)
     kind = manifest.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:

@@ -224,8 +224,9 @@ def infer(
     torch.set_num_threads(threads)
     address = kafka.bootstrap_servers(bootstrap)
     folder, identity = registry.resolve(reference, url)
-    model = upstream.load(folder, dtype=dtype)
-    worker.run(resolve(space, address), address, model, identity, _pipeline_settings(**options), accept_model)
+    found = resolve(space, address)
+    model = upstream.load(folder, outputs=tuple(found.sources), dtype=dtype)
+    worker.run(found, address, model, identity, _pipeline_settings(**options), accept_model)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import serve.cli  # noqa: F401  adds the replica's command
 import streams.cli  # noqa: F401  adds the workers' commands
+import study.cli  # noqa: F401  adds the studies' commands
 from crossrep.cli import cli
 
 ROOT = Path(__file__).parents[1]

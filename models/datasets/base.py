@@ -16,7 +16,7 @@ RUN = 65_536  # most impressions in one run
 
 @dataclass(frozen=True)
 class Impressions:
-    """A run of impressions in event-time order; every array has the same length N."""
+    """A run of impressions in event-time order; every array has N rows."""
 
     user: NDArray[np.int32]  # index into Dataset.user_ids
     item: NDArray[np.int32]  # index into Dataset.item_ids
@@ -24,6 +24,7 @@ class Impressions:
     scenario: NDArray[np.int16]  # index into Dataset.scenarios
     ad: NDArray[np.bool_]  # True: ad branch, False: content branch
     clicked: NDArray[np.bool_]
+    labels: NDArray[np.bool_]  # [N, L], what else the user did; L = len(Dataset.labels), often 0
 
     def __len__(self) -> int:
         return len(self.user)
@@ -48,6 +49,7 @@ class Dataset:
     size: int  # number of impressions
     train_until: float
     test_from: float
+    labels: Sequence[str] = ()  # names of the columns of Impressions.labels
     utc_offset: float = 0.0  # hours east of UTC of the calendar by which its days are counted
 
 

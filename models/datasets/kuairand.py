@@ -18,6 +18,7 @@ TRAIN_UNTIL = 1651507200.0  # 2022-05-03 00:00 +08:00
 TEST_FROM = 1651766400.0  # 2022-05-06 00:00 +08:00
 
 LOG_COLUMNS = ("user_id", "video_id", "time_ms", "is_click", "tab")
+LABELS = ("long_view", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "is_profile_enter")
 USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 USER_CATEGORIES = (
     "user_active_degree",
@@ -39,7 +40,7 @@ def load(folder: Path) -> Dataset:
 
     Impressions are in event-time order, ties in log order. Every row is kept, exact duplicates too: the log has no event id that
     would tell a repeat from a resend, and the same event sent twice is two events to whoever consumes the stream.
-    scenario = `tab`, ad = the video's type is "AD", clicked = `is_click`.
+    scenario = `tab`, ad = the video's type is "AD", clicked = `is_click`, labels = those of LABELS that all files have.
     Users and items are those of the log or of the feature files, by ascending id. Counts, durations and sizes are floats; every
     other feature is the file's text as a str, codes like "4.0" and "UNKNOWN" included; an empty field or an absent row is None.
     """
@@ -55,6 +56,7 @@ def load(folder: Path) -> Dataset:
     user_ids = np.union1d(user, users["user_id"])
     item_ids = np.union1d(item, videos["video_id"])
     tabs = np.unique(tab)
+    labels = tuple(name for name in LABELS if name in log)
     item_features = _align(item_ids, videos, "video_id")
     item_index = np.searchsorted(item_ids, item)
     whole = Impressions(
@@ -64,6 +66,7 @@ def load(folder: Path) -> Dataset:
         scenario=np.searchsorted(tabs, tab).astype(np.int16),
         ad=(item_features["video_type"] == "AD").astype(np.bool_)[item_index],
         clicked=log["is_click"][order] != 0,
+        labels=np.array([log[name][order] != 0 for name in labels], dtype=np.bool_).reshape(len(labels), len(order)).T,
     )
     return Dataset(
         name="kuairand-pure",
@@ -76,28 +79,31 @@ def load(folder: Path) -> Dataset:
         size=len(whole),
         train_until=TRAIN_UNTIL,
         test_from=TEST_FROM,
+        labels=labels,
         utc_offset=8.0,
     )
 
 
 def _read_log(folder: Path) -> dict[str, NDArray[np.int64]]:
-    """LOG_COLUMNS as int64 arrays, the log's files end to end by name (any order between files: load() sorts)."""
+    """LOG_COLUMNS and what there is of LABELS as int64 arrays, the files end to end by name (any order between them: load() sorts)."""
     arrow = _arrow()
     files = sorted(folder.glob("log_standard_*_pure.parquet")) or sorted(folder.glob("log_standard_*_pure.csv"))
     if not files:
         raise FileNotFoundError(
             f"no log_standard_*_pure.parquet (or .csv) in {str(folder)!r}; KuaiRand-Pure can be had at https://kuairand.com"
         )
+    headers = [_header(path) if path.suffix == ".csv" else arrow.parquet.read_schema(path).names for path in files]
+    columns = (*LOG_COLUMNS, *(name for name in LABELS if all(name in header for header in headers)))
     parts = []
-    for path in files:
+    for path, header in zip(files, headers):
+        # First of all, so that an absent column is named by us and not by a stack of Arrow messages.
+        _require(path, header, LOG_COLUMNS)
         if path.suffix == ".csv":
-            table = _read_csv(path, dict.fromkeys(LOG_COLUMNS, arrow.int64()))
+            table = _read_csv(path, dict.fromkeys(columns, arrow.int64()))
         else:
-            # The schema first, so that an absent column is named by us and not by a stack of Arrow messages.
-            _require(path, arrow.parquet.read_schema(path).names, LOG_COLUMNS)
-            table = arrow.parquet.read_table(path, columns=list(LOG_COLUMNS))
-        parts.append({name: _integers(path, name, table[name]) for name in LOG_COLUMNS})
-    return {name: np.concatenate([part[name] for part in parts]) for name in LOG_COLUMNS}
+            table = arrow.parquet.read_table(path, columns=list(columns))
+        parts.append({name: _integers(path, name, table[name]) for name in columns})
+    return {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
 
 def _read_features(folder: Path, file: str, key: str, numbers: tuple[str, ...], categories: tuple[str, ...]) -> dict[str, NDArray[Any]]:

@@ -68,6 +68,7 @@ def over(dataset: Dataset, path: str) -> Dataset:
         scenario=scenario[order].astype(np.int16),
         ad=np.asarray(compute.equal(table["branch"], "ad"), dtype=np.bool_)[order],
         clicked=clicked[order],
+        labels=np.empty((len(order), 0), dtype=np.bool_),
     )
     return replace(
         dataset,
@@ -78,6 +79,7 @@ def over(dataset: Dataset, path: str) -> Dataset:
         item_features=_longer(dataset.item_features, len(item_ids)),
         impressions=partial(runs, whole),
         size=len(whole),
+        labels=(),
     )
 
 

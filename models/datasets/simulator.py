@@ -228,7 +228,15 @@ def draw(world: World, number: int) -> tuple[Impressions, NDArray[np.float32]]:
         logit += np.float32(AFFINITY * weight) * world.affinity[topic * TOPICS**2 + topics]
     probability = 1 / (1 + np.exp(-(logit + np.float32(BIAS))))
     clicked = rng.random(n, dtype=np.float32) < probability
-    impressions = Impressions(user=user, item=item, event_time=(world.start_ms + since) / 1000, scenario=scenario, ad=ad, clicked=clicked)
+    impressions = Impressions(
+        user=user,
+        item=item,
+        event_time=(world.start_ms + since) / 1000,
+        scenario=scenario,
+        ad=ad,
+        clicked=clicked,
+        labels=np.empty((n, 0), dtype=np.bool_),
+    )
     return impressions, probability
 
 

@@ -20,7 +20,7 @@ from models.datasets.base import Dataset, Impressions
 from models.datasets.kuairand import ITEM_CATEGORIES, ITEM_NUMBERS, TEST_FROM, TRAIN_UNTIL, USER_CATEGORIES, USER_NUMBERS, load
 from models.datasets.simulator import SLICE, simulate
 
-DTYPES = {"user": "i4", "item": "i4", "event_time": "f8", "scenario": "i2", "ad": "?", "clicked": "?"}
+DTYPES = {"user": "i4", "item": "i4", "event_time": "f8", "scenario": "i2", "ad": "?", "clicked": "?", "labels": "?"}
 
 
 def whole(runs: Iterator[Impressions]) -> dict[str, NDArray[Any]]:
@@ -35,7 +35,7 @@ def check_contract(data: Dataset) -> dict[str, NDArray[Any]]:
             assert getattr(run, name).dtype == np.dtype(dtype)
             assert len(getattr(run, name)) == len(run)
     seen = whole(data.impressions())
-    assert len(seen["user"]) == data.size
+    assert len(seen["user"]) == data.size and seen["labels"].shape == (data.size, len(data.labels))
     assert (np.diff(seen["event_time"]) >= 0).all()
     assert np.array_equal(np.round(seen["event_time"] * 1000) / 1000, seen["event_time"])
     for column, ids in (("user", data.user_ids), ("item", data.item_ids), ("scenario", data.scenarios)):
@@ -127,7 +127,7 @@ def test_simulator_repeats_itself_bit_for_bit(data: Dataset) -> None:
     other = whole(simulate(events=300_000, users=3_000, items=2_000, seed=6).impressions())
     for name in DTYPES:
         assert first[name].tobytes() == again[name].tobytes() == twin[name].tobytes()
-        assert first[name].tobytes() != other[name].tobytes()
+        assert first[name].tobytes() != other[name].tobytes() or not first[name].size
     assert np.array_equal(next(half_read).user, first["user"][SLICE : 2 * SLICE])
     for name, values in data.user_features.items():
         assert np.array_equal(values, same.user_features[name])
@@ -215,7 +215,7 @@ LOG = {  # out of order; rows 1 and 2 are the same event, and rows 0 and 4 are s
     "video_id": [3, 1, 1, 5, 3],
     "time_ms": [MONDAY + 9_001, MONDAY + 500, MONDAY + 500, MONDAY, MONDAY + 9_001],
     "is_click": [1, 0, 0, 1, 0],
-    "is_like": [0, 0, 0, 0, 0],
+    "is_like": [0, 0, 0, 1, 0],
     "tab": [1, 10, 10, 4, 1],
 }
 
@@ -251,6 +251,7 @@ def test_kuairand_reads_a_folder(folder: Path) -> None:
     assert seen["event_time"].tolist() == [MONDAY / 1000, MONDAY / 1000 + 0.5, MONDAY / 1000 + 0.5, *[(MONDAY + 9_001) / 1000] * 2]
     assert seen["ad"].tolist() == [False, False, False, True, True]
     assert seen["clicked"].tolist() == [True, False, False, True, False]
+    assert data.labels == ("is_like",) and seen["labels"].tolist() == [[True], [False], [False], [False], [False]]
     assert data.user_features["follow_user_num"].tolist() == [None, None, None, 12.0, 0.0]
     assert data.user_features["fans_user_num_range"].tolist() == ["0", None, None, "[100,1k)", "0"]
     assert data.user_features["onehot_feat4"].tolist() == [None, None, None, "1.0", "4.0"]
@@ -269,6 +270,9 @@ def test_kuairand_reads_the_published_csv_logs_end_to_end(folder: Path) -> None:
     found = whole(load(folder).impressions())
     for name in DTYPES:
         assert np.array_equal(found[name], expected[name])
+    # A label that one file lacks is none of the data set's.
+    (folder / "log_standard_2_pure.csv").write_text(csv({name: values[2:] for name, values in LOG.items() if name != "is_like"}))
+    assert load(folder).labels == () and whole(load(folder).impressions())["labels"].shape == (5, 0)
 
 
 def test_kuairand_says_what_is_missing(folder: Path) -> None:
@@ -325,6 +329,7 @@ def test_kuairand_real_data() -> None:
     assert len(data.user_ids) == 27_285 and len(data.item_ids) == 7_583
     assert list(data.scenarios) == [str(tab) for tab in range(15)]
     assert round(seen["clicked"].mean(), 4) == 0.4419
+    assert dict(zip(data.labels, seen["labels"].mean(0).round(4).tolist()))["long_view"] == 0.3108 and len(data.labels) == 7
     assert seen["ad"].sum() == 2_400
     # China's midnights: May 3rd and 6th, as the log's own `date` column has them but for 179 and 116 rows.
     assert (seen["event_time"] < TRAIN_UNTIL).sum() == 135_307

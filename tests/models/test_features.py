@@ -33,6 +33,7 @@ def impressions(user: list[int], item: list[int], scenario: list[int]) -> Impres
         scenario=np.array(scenario, dtype=np.int16),
         ad=np.arange(n) % 2 == 1,
         clicked=np.zeros(n, dtype=bool),
+        labels=np.zeros((n, 0), dtype=bool),
     )
 
 

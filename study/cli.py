@@ -1,0 +1,38 @@
+"""The commands of the studies: crossrep study ..."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from crossrep.cli import cli, console
+
+
+@cli.group()
+def study() -> None:
+    """What a method is worth on real data, with intervals. Each study can be cut off and repeated: it goes on where it was."""
+
+
+@study.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For runs.jsonl, tables and plots.")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Runs of each arm.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+@click.option("--dim", default=32, show_default=True, type=click.IntRange(min=2), help="Of the embeddings; even.")
+@click.option("--epochs", default=4, show_default=True, type=click.IntRange(min=1), help="At most.")
+def gca(folder: Path, out: Path, seeds: int, workers: int, dim: int, epochs: int) -> None:
+    """Gated cross-attention, none, early and stacked, in a two-domain recommender: crossrep study gca DIR --out FOLDER.
+
+    DIR holds sequences.txt (a line a user: its number, then item|time in time order) and item_map.json (name -> [item number, domain]).
+    """
+    from models.datasets.two_domains import load
+    from study import gca as gca_study
+    from study import gca_report
+    from study.training import Schedule
+
+    if dim % 2:
+        raise click.BadParameter(f"{dim} is odd, and the heads are two", param_hint="--dim")
+    runs = gca_study.study(load(folder), out, seeds=seeds, workers=workers, schedule=Schedule(epochs=epochs), dim=dim, console=console)
+    for path in gca_report.write(runs, out):
+        console.print(f"{path} written")
