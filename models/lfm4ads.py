@@ -182,7 +182,7 @@ def save(
         "kind": "lfm4ads",
         "name": name,
         "features": fields.names,
-        "outputs": {key: network.outputs[key] for key in OUTPUTS},
+        "outputs": network.outputs,
         "architecture": dict(architecture),
         **about,
         "sha256": {file: sha256(content).hexdigest() for file, content in files.items()},
