@@ -61,6 +61,14 @@ def dataset(source: str, folder: Path | None, simulated: dict[str, int]) -> Data
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Train once: the model's folder.")
 @click.option("--resume", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Train daily: where the state is kept.")
 @click.option("--samples", metavar="PATH", help="Learn from these samples (Parquet) instead of SOURCE's log; features stay SOURCE's.")
+@click.option("--shared-branch", is_flag=True, help="One branch for ads and content, instead of one each.")
+@click.option("--task", "tasks", multiple=True, metavar="LABEL", help="Foretell it besides the click: long_view, is_like ... Repeatable.")
+@click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Once: at most so many passes.")
+@click.option(
+    "--patience", type=click.IntRange(1), help="Once: end after so many passes without a better AUC on later days; keep the best."
+)
+@click.option("--device", default="cpu", show_default=True, help="Once: cpu, cuda, cuda:1, or auto: CUDA where there is one.")
+@click.option("--mixed", is_flag=True, help="Once: multiply in bfloat16 where the device does so in hardware.")
 @click.option("--first-days", type=click.IntRange(1), default=7, show_default=True, help="Daily: learnt together, to begin with.")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Daily: the last day to learn. Default: all there are.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Daily: AUC by day, as FILE.svg or .png.")
@@ -75,6 +83,12 @@ def train(
     out: Path | None,
     resume: Path | None,
     samples: str | None,
+    shared_branch: bool,
+    tasks: tuple[str, ...],
+    epochs: int,
+    patience: int | None,
+    device: str,
+    mixed: bool,
     name: str | None,
     for_space: str | None,
     url: str | None,
@@ -88,6 +102,7 @@ def train(
 
     \b
       crossrep train kuairand DIR --out model
+      crossrep train kuairand DIR --out model --task long_view --epochs 4 --patience 1 --device auto --mixed
       crossrep train kuairand DIR --resume training --plot auc.svg --name kuairand
 
     Once: prints the AUC on later days beside logistic regression's. Daily: every day is tested with the model that has learnt all days
@@ -103,23 +118,27 @@ def train(
         from models.datasets import samples as labelled
 
         data = labelled.over(data, samples)
+    architecture = {"shared": shared_branch, "tasks": list(tasks)}
     if resume is not None:
-        state = _train_daily(data, resume, first_days, until.date() if until else None, simulated["seed"], plot)
+        state = _train_daily(data, resume, architecture, first_days, until.date() if until else None, simulated["seed"], plot)
         if name is not None and state is not None:
             _pass_gate(data, resume, url, name, tolerance, for_space)
     elif out is not None:
         from models import train as training
 
-        metrics = training.train(data, out, seed=simulated["seed"])
+        options: dict[str, Any] = {"epochs": epochs, "patience": patience, "device": device, "mixed": mixed}
+        metrics = training.train(data, out, seed=simulated["seed"], architecture=architecture, **options)
         console.print(f"test AUC {metrics['auc']:.4f} (logistic regression: {metrics['logistic_auc']:.4f}); model in {out}")
         if name is not None:
             _say_registered(_register(url, out, name, for_space))
 
 
-def _train_daily(data: Dataset, folder: Path, first_days: int, until: date | None, seed: int, plot: Path | None) -> State:
+def _train_daily(
+    data: Dataset, folder: Path, architecture: dict[str, Any], first_days: int, until: date | None, seed: int, plot: Path | None
+) -> State:
     from models import curves, daily
 
-    state = daily.run(data, folder, first_days=first_days, until=until, seed=seed)
+    state = daily.run(data, folder, first_days=first_days, until=until, seed=seed, architecture=architecture)
     tested = [day for day in state.days if day.auc is not None]
     if tested:
         console.print(curves.table(state.days))

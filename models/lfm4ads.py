@@ -15,7 +15,7 @@ Our own choices, because no text we could reach states them:
 - other tasks than the click are further units of the heads, without the dot product: the branches learn from them, UR and IR do not.
 
 A space may take a CR from any layer of the mix tower: `embedding`, `cross1`, ..., `mlp1`, ... are sources as `cr` is, which is another
-name for the last of them. The seed of this project and the authors' public code compare them (there CR_0 .. CR_5).
+name for the last of them. The authors' public code compares its own (there CR_0 .. CR_5).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def save(
         "kind": "lfm4ads",
         "name": name,
         "features": fields.names,
-        "outputs": {key: network.outputs[key] for key in OUTPUTS},
+        "outputs": network.outputs,
         "architecture": dict(architecture),
         **about,
         "sha256": {file: sha256(content).hexdigest() for file, content in files.items()},

@@ -1,6 +1,6 @@
 """The non-linear adapter: EE' = EE ⊙ σ(r · M).
 
-Stated by the paper (seed 001) for r = CR, and by the authors' code, where M is a linear layer with a bias, one gate for each number of EE.
+Stated in a summary of the paper, for r = CR, and in the authors' code: M is a linear layer with a bias, one gate for each number of EE.
 
 `gain` is our own: EE' = gain · EE ⊙ σ(r · M). The formula is gain = 1, and about halves the embeddings at the start. With gain = 2, as in
 LHUC (Swietojanski and Renals, 2014), M is 0 at the start, and the click model begins unchanged, from where others begin.

@@ -1,7 +1,7 @@
 """Gated cross-attention: X' = CrossAttention(q = X, k = v = Y), X'' = X + g([X; X']) ⊙ X'.
 
-After seed 003 (arXiv 2510.09435): the residual form, and that the gate g is a feed-forward net on the concatenation, which depends on the
-input and works element by element. It is used early (right after the embeddings) or stacked (also after later layers), and reported with
+After arXiv 2510.09435 and its authors' slides: the residual form, and that the gate g is a feed-forward net on the concatenation, which
+depends on the input and works element by element; used early (after the embeddings) or stacked (after later layers too), and reported with
 |cos(X, X')|, which is said to fall in training as quality grows. Our own choices, because no text we could reach states them:
 
 - g = tanh(W2 · silu(W1 · [X; X'])) with W2 = 0 at the start, after the gates of Flamingo's cross-attention: the model begins unchanged, and

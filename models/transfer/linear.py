@@ -1,7 +1,8 @@
 """Linear transfer: EE' = EE + r · M.
 
-The paper's point of comparison (seed 001: "directly using representations as features (linear fusion) fails"); what exactly it is, no text
-we could reach says. To add the projection to the embeddings is our own choice, as is M = 0 at the start: the click model begins unchanged.
+What a summary of the paper compares with ("directly using representations as features (linear fusion) fails"); what exactly it is, no
+text we could reach says. To add the projection to the embeddings is our own choice, as is M = 0 at the start: the click model begins
+unchanged.
 """
 
 from __future__ import annotations

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import nn
 
 from crossrep.errors import DataError, ModelError
 from models import devices
+from models.cli import train as command
 from models.datasets.base import Dataset, Impressions
 from models.datasets.simulator import simulate
 from models.early_stopping import EarlyStopping
@@ -83,7 +85,8 @@ def test_a_model_gives_what_it_is_asked_for_and_says_what_it_could(dataset: Data
     computed = str(some._vectors.graph_for(fused(*batch)))  # type: ignore[attr-defined]
     assert computed.count("aten::linear(") == 3  # a cross layer and two of the user tower: what nobody asked for costs nothing
     assert load(tmp_path, outputs=()).forward(*batch) == {}
-    assert load(tmp_path).outputs == {"ur": 4, "ir": 4, "cr": 6} == json.loads((tmp_path / "manifest.json").read_text())["outputs"]
+    assert load(tmp_path).outputs == {"ur": 4, "ir": 4, "cr": 6}
+    assert json.loads((tmp_path / "manifest.json").read_text())["outputs"] == model.outputs  # what a space may be declared by
     with pytest.raises(ModelError, match=r"gives no 'cross3'; it can give ur\[4\], ir\[4\], cr\[6\], embedding\[\d+\], cross1"):
         load(tmp_path, outputs=("cr", "cross3"))
 
@@ -166,6 +169,17 @@ def test_mixed_precision_learns_the_same_twice(dataset: Dataset, tmp_path: Path,
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "exact")
     assert mixed[0]["auc"] == pytest.approx(exact["auc"], abs=0.01)
     shutil.rmtree(tmp_path)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    small = ["simulated", "--events", "3000", "--users", "100", "--items", "30", "--out", str(tmp_path)]
+    told = CliRunner().invoke(command, [*small, "--shared-branch", "--epochs", "2", "--patience", "1", "--device", "cpu", "--mixed"])
+    assert told.exit_code == 0, told.output
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["architecture"]["shared"] and manifest["mixed"] and manifest["device"] == "cpu"
+    assert 1 <= len(manifest["metrics"]["validation_auc"]) <= 2
+    told = CliRunner().invoke(command, [*small, "--task", "is_like"])
+    assert told.exit_code != 0 and "simulated-0 has no label 'is_like'" in str(told.exception) + told.output
 
 
 def test_devices() -> None:
