@@ -14,6 +14,8 @@ from crossrep.records import RecordLayout
 from crossrep.spec import MAX_KEY_BYTES
 from serve.answers import JSON, SAFETENSORS, Refused
 
+DRAINED = 4 << 20  # bytes of a body that is too large, taken and dropped before the answer; of a larger one nothing is read
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -71,15 +73,17 @@ def parameters(scope: Scope, allowed: set[str]) -> dict[str, str]:
 async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole request body. Raises Refused."""
     length = int(next((value for name, value in scope["headers"] if name == b"content-length"), b"0"))
-    parts, size = [], 0
-    while max(length, size) <= limit:
+    parts, size, more = [], 0, True
+    while more and max(length, size) <= DRAINED:  # a client that is cut off while it sends never reads why
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refused(400, "the connection was closed", "send the whole body")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if not message.get("more_body") and size <= limit:
-            return b"".join(parts)
+        more = message.get("more_body", False)
+        size += len(message.get("body", b""))
+        if size <= limit:
+            parts.append(message.get("body", b""))
+    if not more and size <= limit:
+        return b"".join(parts)
     raise Refused(413, f"the body is larger than {limit} bytes", "send fewer ids at once", (b"connection", b"close"))
 
 
