@@ -74,7 +74,7 @@ async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole request body. Raises Refused."""
     length = int(next((value for name, value in scope["headers"] if name == b"content-length"), b"0"))
     parts, size, more = [], 0, True
-    while more and max(length, size) <= DRAINED:  # a client that is cut off while it sends never reads why
+    while more and max(length, size) <= max(limit, DRAINED):  # a client that is cut off while it sends never reads why
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refused(400, "the connection was closed", "send the whole body")
