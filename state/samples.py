@@ -27,7 +27,7 @@ from state.samples_progress import Progress, Settings, group_of
 
 TRANSACTION_TIMEOUT = 10.0  # seconds; a flush takes milliseconds, a dead worker's transaction stalls readers until then
 AHEAD = 20_000  # events of one topic that may wait for the other's
-PATIENCE = 0.5  # seconds that an event waits for earlier ones of the other topic, where that seems to be at its end
+PATIENCE = 0.5  # seconds that an event waits for earlier ones of the other topic, where that is at its end
 LETTERS = 8 << 20  # bytes of dead letters that wait for a flush before the next event does
 
 
@@ -69,6 +69,8 @@ class SamplesPartition:
         self._taken = list(at.positions)  # next offsets to take in
         self._fetched = list(at.positions)  # next offsets to fetch
         self._waiting: tuple[deque[Waiting], deque[Waiting]] = (deque(), deque())
+        self._reached = list(at.positions)  # the same, and past what is no event at the end: markers of transactions
+        self._nothing_more = [-math.inf, -math.inf]  # by the monotonic clock: when an input was last known to hold no more than that
         self._ended = [False, False]
         self._letters: list[bytes] = []
         self._letter_bytes = 0
@@ -135,8 +137,10 @@ class SamplesPartition:
         which = self._settings.inputs.index(message.topic())
         if message.error() is not None:
             self._ended[which] = True
+            self._reached[which] = max(self._reached[which], message.offset())
         elif message.offset() >= self._fetched[which]:
             self._fetched[which] = message.offset() + 1
+            self._reached[which] = max(self._reached[which], self._fetched[which])
             self._ended[which] = False
             self._waiting[which].append(self._waits(which, message))
         self._join_all()
@@ -154,9 +158,25 @@ class SamplesPartition:
         if impressions and clicks:
             return int(clicks[0].time < impressions[0].time)
         for which, waiting in enumerate(self._waiting):
-            if waiting and self._ended[1 - which] and time.monotonic() - waiting[0].fetched > PATIENCE:
+            if waiting and self._nothing_more[1 - which] - waiting[0].fetched > PATIENCE:
                 return which
         return None
+
+    @property
+    def lacking(self) -> int | None:
+        """The input that events of the other have waited for long enough, if it holds no more: somebody must ask, and tell `holds`.
+
+        That a fetch once came to its end says little: what was appended since may be on its way, behind other partitions' events.
+        """
+        for which, waiting in enumerate(self._waiting):
+            if waiting and not self._waiting[1 - which] and time.monotonic() - waiting[0].fetched > PATIENCE:
+                return 1 - which
+        return None
+
+    def holds(self, which: int, end: int, asked: float) -> None:
+        """The offset behind an input's last event, as of `asked` by the monotonic clock."""
+        if end <= self._reached[which]:
+            self._nothing_more[which] = asked
 
     def _join_all(self) -> None:
         while (which := self._turn()) is not None:

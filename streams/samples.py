@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from confluent_kafka import Message
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from crossrep import kafka
-from crossrep.errors import TopicError
+from crossrep.errors import CrossrepError, TopicError
 from crossrep.spec import Space
 from state.samples import SamplesPartition
 from state.samples_progress import Settings, group_of
@@ -20,6 +22,8 @@ from streams import metrics, topics
 from streams.fetch import Run
 from streams.membership import Membership
 from streams.owner import Owner
+
+log = logging.getLogger(__name__)
 
 BALANCE = 0.1  # seconds between looks at which input is ahead
 
@@ -46,6 +50,7 @@ class Samples:
         self._space = space
         self._settings = Settings(space, bootstrap, round(options.window * 1000), round(options.lateness * 1000), options.start)
         self._flows: dict[int, int] = {}  # partition -> the flow of its last run
+        self._asking = kafka.consumer(bootstrap)
         self._paused: dict[tuple[int, int], int] = {}  # partition and which input -> the flow in which it was paused
         folder = options.folder / space.name / options.name
         inputs = self._settings.inputs
@@ -74,8 +79,25 @@ class Samples:
         """What waits is also joined while nothing comes, by a flush."""
         while True:
             await asyncio.sleep(BALANCE)
-            for number in self.owner.fetch.flowing & set(self._flows):
+            flowing = self.owner.fetch.flowing & set(self._flows)
+            for number in flowing:
                 self._balance(number)
+            await self._ask(flowing)
+
+    async def _ask(self, flowing: set[int]) -> None:
+        """Where events of one input wait for earlier ones of the other: does that one hold any?"""
+        for number in flowing:
+            partition = self.owner.partitions.get(number)
+            which = partition.lacking if partition is not None else None
+            if partition is None or which is None:
+                continue
+            asked = time.monotonic()
+            try:
+                _, end = await asyncio.to_thread(kafka.watermarks, self._asking, self._settings.inputs[which], number)
+            except CrossrepError as error:
+                log.warning("%s; what waits for it waits on", error)
+                return
+            partition.holds(which, end, asked)
 
     def _ready(self) -> tuple[bool, dict[str, Any]]:
         owned, flowing = sorted(self.owner.assigned or ()), sorted(self.owner.fetch.flowing)

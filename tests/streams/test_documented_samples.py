@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import streams.cli  # noqa: F401  adds the workers' commands
+from crossrep import kafka
 from crossrep.cli import cli
 from crossrep.training_sets import TrainingSets
 from tests.cluster import ROOT, Workers, free_port, new_space, wait_for
@@ -40,6 +41,7 @@ def test_they_do_what_they_say(bootstrap: str, workers: Workers, tmp_path: Path,
         done = CliRunner().invoke(cli, [*words, *(SMALL if words[0] == "simulate" else [])], env={"KAFKA_BOOTSTRAP": bootstrap})
         assert done.exit_code == 0, (words, done.output, done.exception, workers.logs())
     assert "0 know the future, 0 are wrong otherwise" in done.output
+    assert not any(end for _, end in kafka.bounds(bootstrap, space.dead_letters_topic).values())  # at full speed nothing comes too late
     day, whole = (manifest.rows for manifest in reversed(TrainingSets(None, space.name).published()))
     assert 0 < day < whole and 2900 < whole <= 3000
     assert not consumed([space.inputs.impressions], f"samples.{space.name}", bootstrap)  # what is needed again counts as lag
