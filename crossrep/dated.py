@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from crossrep import kafka
-from crossrep.errors import DataError
+from crossrep.errors import CrossrepError, DataError
 from crossrep.publication import MANIFEST, Folders
 from crossrep.spec import Space
 
@@ -42,6 +45,18 @@ class Dated(BaseModel):
         return space
 
 
+def header(space: Space, id: str) -> dict[str, Any]:
+    """What a manifest that is made now says of its space: the fields of `Dated`."""
+    return {
+        "id": id,
+        "space": space.name,
+        "spec_hash": space.hash.hex(),
+        "spec": space.toml_dict,
+        "created": datetime.now(UTC),
+        "crossrep": version("crossrep"),
+    }
+
+
 Described = TypeVar("Described", bound=Dated)
 
 
@@ -66,6 +81,21 @@ class DatedFolders(Folders, Generic[Described]):
     @property
     def _command(self) -> str:
         return f"{self.command} {self.space} --to {self.url}"
+
+    @contextmanager
+    def begun(self) -> Iterator[str]:
+        """The id of a new one, to be published within. A failure leaves nothing of it behind; a kill leaves what nobody sees.
+
+        Raises:
+            DataError: nothing can be written there.
+        """
+        self.begin(id := new_id())
+        try:
+            yield id
+        except BaseException:
+            with suppress(CrossrepError):
+                self.remove(id)
+            raise
 
     def ids(self) -> list[str]:
         """Of all, finished or not, oldest first; whatever else lies there is left alone."""

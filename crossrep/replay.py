@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from crossrep import parquet, taking
 from crossrep.aggregates import Aggregates
 from crossrep.algebra import NEVER
-from crossrep.dated import new_id
+from crossrep.dated import header
 from crossrep.keys import KeyIndex, Keys
 from crossrep.records import RecordLayout
 from crossrep.rows import Rows
@@ -113,14 +113,12 @@ def publish(store: Store, space: Space, tables: dict[str, Table], replayed: Repl
     Raises:
         DataError: nothing can be written there.
     """
-    id = new_id()
     places = {entity: _by_partition(space, table) for entity, table in tables.items()}
     newest = [
         max(float(tables[entity].state.event_time[slots[number]].max(initial=NEVER)) for entity, slots in places.items())
         for number in range(space.partitions)
     ]
-    store.begin(id)
-    try:
+    with store.begun() as id:
         parts: dict[str, list[Part]] = {}
         times: dict[str, float | None] = {}
         for entity, table in tables.items():
@@ -132,11 +130,8 @@ def publish(store: Store, space: Space, tables: dict[str, Table], replayed: Repl
                 parts[entity].append(taking.write_part(store, id, table.layout, number, _runs(table, slots), **offsets))
             newest_of_all = float(table.state.event_time.max(initial=NEVER))
             times[entity] = newest_of_all if newest_of_all > NEVER else None
-        manifest = taking.manifest_of(space, id, times, parts, replayed)
+        manifest = Manifest(**header(space, id), stream_times=times, parts=parts, replayed=replayed)
         store.publish(manifest)
-    except BaseException:
-        store.remove(id)
-        raise
     return manifest
 
 

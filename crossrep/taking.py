@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossrep import changelog, parquet, spaces
 from crossrep.algebra import NEVER
-from crossrep.dated import new_id
-from crossrep.errors import CrossrepError
+from crossrep.dated import header
 from crossrep.keys import Keys
 from crossrep.records import RecordLayout
-from crossrep.snapshots import Manifest, Part, Replayed, Store
+from crossrep.snapshots import Manifest, Part, Store
 from crossrep.spaces import Published
 from crossrep.spec import Space
 from crossrep.table import RecordTable
@@ -34,11 +30,10 @@ def take(published: Published, bootstrap: str, store: Store, progressed: Progres
         DataError: nothing can be written there.
         CrossrepError: the cluster does not answer, or a record is not one of this space.
     """
-    space, id = published.space, new_id()
+    space = published.space
     entities = list(space.entities)
     changelog.refuse_changed(published, entities, bootstrap)
-    store.begin(id)
-    try:
+    with store.begun() as id:
         parts: dict[str, list[Part]] = {}
         times: dict[str, float | None] = {}
         for entity in entities:
@@ -46,29 +41,9 @@ def take(published: Published, bootstrap: str, store: Store, progressed: Progres
             parts[entity] = [part for part, _ in found]
             times[entity] = max((time for _, time in found if time > NEVER), default=None)
         changelog.refuse_changed(spaces.find(space.name, bootstrap), entities, bootstrap)
-        manifest = manifest_of(space, id, times, parts)
+        manifest = Manifest(**header(space, id), stream_times=times, parts=parts)
         store.publish(manifest)
-    except BaseException:
-        with suppress(CrossrepError):
-            store.remove(id)
-        raise
     return manifest
-
-
-def manifest_of(
-    space: Space, id: str, stream_times: dict[str, float | None], parts: dict[str, list[Part]], replayed: Replayed | None = None
-) -> Manifest:
-    return Manifest(
-        id=id,
-        space=space.name,
-        spec_hash=space.hash.hex(),
-        spec=space.toml_dict,
-        created=datetime.now(UTC),
-        crossrep=version("crossrep"),
-        stream_times=stream_times,
-        parts=parts,
-        replayed=replayed,
-    )
 
 
 def write_part(

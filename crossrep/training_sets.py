@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from crossrep import kafka, parquet, sample_tables
 from crossrep.archive import Archive
 from crossrep.attach import MEMORY, Known, Moments, Used, attach, unknown
 from crossrep.cuts import Cut
-from crossrep.dated import Dated, DatedFolders, new_id
-from crossrep.errors import CrossrepError, DataError
+from crossrep.dated import Dated, DatedFolders, header
+from crossrep.errors import DataError
 from crossrep.extras import extra
 from crossrep.spec import Space, infer_group
 
@@ -124,8 +122,7 @@ def make(
     since, until = (None if time is None else round(time.timestamp() * 1000) for time in (chosen.since, chosen.until))
     table = sample_tables.read(space, bootstrap, bounds, since, until, lambda done: progressed("samples", done, total))
     table, left_out = _archived_only(table, space, cut)
-    store.begin(id := new_id())
-    try:
+    with store.begun() as id:
         with tempfile.TemporaryDirectory(prefix="crossrep-") as folder:
             found: dict[str, Known] = {}
             about: dict[str, Attached] = {}
@@ -135,12 +132,7 @@ def make(
                 about[entity] = Attached(found=known, rows=used.rows, combined=used.combined, blurred=used.blurred)
             files = _write(space, table, found, store, id, progressed)
         made = TrainingSet(
-            id=id,
-            space=space.name,
-            spec_hash=space.hash.hex(),
-            spec=space.toml_dict,
-            created=datetime.now(UTC),
-            crossrep=version("crossrep"),
+            **header(space, id),
             delay=chosen.delay,
             since=None if since is None else since / 1000,
             until=None if until is None else until / 1000,
@@ -153,10 +145,6 @@ def make(
             files=files,
         )
         store.publish(made)
-    except BaseException:
-        with suppress(CrossrepError):
-            store.remove(id)
-        raise
     return made
 
 
