@@ -21,7 +21,7 @@ SMALL = ["--events", "4000", "--users", "200", "--items", "100"]  # so that a te
 
 
 def space_of(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/user/u17", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/user/u31", timeout=10) as answer:
         return str(json.load(answer)["space"])
 
 
