@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
@@ -49,6 +50,20 @@ def offsets(bootstrap: str, group: str) -> Offsets:
         return kafka.retried(ask, kafka.TRANSIENT)
     except KafkaException as error:
         raise CrossrepError(f"the cluster does not say how far group {group!r} is: {error.args[0].str()}") from None
+
+
+def lost(bootstrap: str, group: str, inputs: Iterable[str], output: str) -> bool:
+    """Has a group no offset of its inputs at all, although its output holds something? Whoever calls commits both together.
+
+    Raises:
+        CrossrepError: the cluster does not answer.
+    """
+    held = kafka.bounds(bootstrap, output)  # before the offsets: what another member commits in between says nothing
+    known = offsets(bootstrap, group)
+    if any(known.get(topic) for topic in inputs):
+        return False
+    # The end alone also counts what was aborted, which is all there is when a first worker was killed in its first transaction.
+    return any(first > 0 for first, _ in held.values()) or any(True for _ in kafka.runs(bootstrap, output, held))
 
 
 def move(bootstrap: str, group: str, to: Offsets) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from confluent_kafka import TopicPartition
 
-from crossrep import kafka
+from crossrep import groups, kafka
 from crossrep.errors import StateError
 from crossrep.spec import Space
 from state.join import Marks
@@ -56,7 +56,9 @@ def committed(settings: Settings, number: int) -> Progress:
     finally:
         client.close()
     if any(part.offset < 0 for part in found):
-        if settings.start is None and _offsets_are_lost(settings):
+        if settings.start is None and groups.lost(
+            settings.bootstrap, group_of(settings.space), settings.inputs, settings.space.samples_topic
+        ):
             raise StateError(
                 f"group {group_of(settings.space)!r} has no offsets, but {settings.space.samples_topic} holds samples already. If the "
                 "offsets expired: --start latest goes on with what comes from now on, --start earliest writes all samples "
@@ -67,18 +69,6 @@ def committed(settings: Settings, number: int) -> Progress:
         return Progress((begins[0], begins[1]), (begins[0], begins[1]))
     at = _decode(found[0].metadata, (found[0].offset, found[1].offset))
     return _within_log(settings, number, at, bounds)
-
-
-def _offsets_are_lost(settings: Settings) -> bool:
-    """Has the group no offset at all, although there are samples? They are committed together."""
-    client = kafka.consumer(settings.bootstrap, group_of(settings.space))
-    try:
-        everywhere = [TopicPartition(topic, n) for topic in settings.inputs for n in kafka.bounds(settings.bootstrap, topic)]
-        if any(part.offset >= 0 for part in kafka.committed(client, everywhere)):
-            return False
-    finally:
-        client.close()
-    return any(end > 0 for _, end in kafka.bounds(settings.bootstrap, settings.space.samples_topic).values())
 
 
 def _within_log(settings: Settings, number: int, at: Progress, bounds: list[tuple[int, int]]) -> Progress:

@@ -26,7 +26,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
-from crossrep import frames, kafka, lineage
+from crossrep import frames, groups, kafka, lineage
 from crossrep.aggregates import combine
 from crossrep.errors import BadRecord, CrossrepError, StateError
 from crossrep.rows import Rows
@@ -303,7 +303,8 @@ class Pipeline:
             StateError: retention deleted messages before they were consumed, or the group has lost its offsets. Never a silent jump.
         """
         found = kafka.committed(consumer, partitions)
-        if any(part.offset < 0 for part in found) and self.options.start is None and self._offsets_are_lost(consumer):
+        new = any(part.offset < 0 for part in found)
+        if new and self.options.start is None and groups.lost(self._bootstrap, self._group, self._inputs, self.space.frames_topic):
             raise StateError(
                 f"group {self._group!r} has no offsets, but {self.space.frames_topic} holds frames already. If the offsets expired, "
                 "beginning again would count twice: --start latest. If this kind of worker is new to the space: --start earliest"
@@ -320,11 +321,3 @@ class Pipeline:
             beginning = end if self.options.start == "latest" else first
             positions.append(TopicPartition(part.topic, part.partition, part.offset if part.offset >= 0 else beginning))
         return positions
-
-    def _offsets_are_lost(self, consumer: Consumer) -> bool:
-        """Has the group no offset at all, although frames exist? Offsets and frames are committed together, so a new group has neither."""
-        topics = [consumer.list_topics(name, timeout=kafka.REQUEST_TIMEOUT).topics[name] for name in self._inputs]
-        everywhere = [TopicPartition(topic.topic, number) for topic in topics for number in topic.partitions]
-        if any(part.offset >= 0 for part in kafka.committed(consumer, everywhere)):
-            return False
-        return any(kafka.watermarks(consumer, self.space.frames_topic, n)[1] > 0 for n in range(self.space.partitions))

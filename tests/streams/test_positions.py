@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from crossrep import kafka
+from crossrep import groups, kafka
 from crossrep.spec import fold_group
 from tests import cluster
 from tests.cluster import Load, Workers, new_space, prove, ready, settled, wait_for
@@ -23,6 +23,23 @@ def test_a_group_without_offsets_in_a_space_with_frames_is_refused(bootstrap: st
     port = cluster.free_port()
     workers.start("frame", str(path), "--name", "f", "--port", str(port), "--start", "earliest")
     wait_for(lambda: ready(port), "ready once told where to begin")
+
+
+def test_a_first_transaction_that_was_aborted_is_no_lost_progress(bootstrap: str, tmp_path: Path) -> None:
+    space, _ = new_space(bootstrap, tmp_path)
+    producer = kafka.transactional_producer(bootstrap, f"{space.name}.first", 10.0)
+    producer.init_transactions(30)
+
+    def lost() -> bool:
+        return groups.lost(bootstrap, f"group of {space.name}", [space.inputs.impressions], space.frames_topic)
+
+    for end, expected in ((producer.abort_transaction, False), (producer.commit_transaction, True)):
+        producer.begin_transaction()
+        producer.produce(space.frames_topic, b"frame", partition=1)
+        producer.flush(30)
+        end(30)
+        assert kafka.bounds(bootstrap, space.frames_topic)[1][1] > 0
+        assert lost() is expected
 
 
 @pytest.mark.parametrize("deleted", ["folded", "unfolded"])
