@@ -35,7 +35,7 @@ bench: $(VENV)/.installed
 bench-quick: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.quick
 
-# Gated cross-attention on two domains: docs/study-gca.md. Half an hour; cut off, it goes on where it was. Any folder of that form does.
+# Gated cross-attention on two domains: docs/study-gca.md. A quarter of an hour; cut off, it goes on where it was. Any folder of that form does.
 TWO_DOMAINS ?= ../shared/data/amazon_food_kitchen
 study-gca: $(VENV)/.installed
 	@$(BIN)/crossrep study gca $(TWO_DOMAINS) --out docs/study-gca
