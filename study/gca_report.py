@@ -147,6 +147,7 @@ def _plot_differences(arms: Arms) -> Figure:
             panel.axvline(0, color=COLOURS[0], linewidth=0.8)
             panel.set_yticks([-at for at in range(len(PAIRS))], [f"{one} − {other}" for one, other in PAIRS], fontsize=8)
             panel.set_title(f"{name}, domain {'AB'[row]}", fontsize=9, loc="left")
+            panel.locator_params(axis="x", nbins=4)
             panel.tick_params(axis="x", labelsize=7)
     figure.supxlabel("paired difference on test, 95 % interval; blue where zero is outside", fontsize=9)
     return figure
@@ -169,6 +170,7 @@ def _plot_cosines(arms: Arms) -> Figure:
     left.set_xlabel("epoch; lines: levels (0 solid, 1 dashed, 2 dotted) of both domains", fontsize=8)
     left.set_ylabel("mean |cos(X, X')|, validation")
     left.set_ylim(0)
+    left.locator_params(axis="x", integer=True)
     left.legend(fontsize=8, frameon=False)
     right.set_xlabel("mean |cos(X, X')|, all levels")
     right.set_ylabel(f"{MEASURE}, validation")
