@@ -17,7 +17,8 @@ from crossrep.cli_analysts import place_option
 from crossrep.cli_archive import Duration, archive_option
 
 if TYPE_CHECKING:
-    from crossrep.training_sets import Progressed, TrainingSet
+    from crossrep.attached import Progressed
+    from crossrep.training_sets import TrainingSet
 
 
 @cli.command("training-set")

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from crossrep.archive import Archive
 from crossrep.attach import valid
+from crossrep.attached import Progressed
 from crossrep.extras import extra
 from crossrep.rows import ColumnRows, Rows
+from crossrep.samples import attached_entities
 from crossrep.spec import Column
-from crossrep.training_sets import Progressed, TrainingSet, TrainingSets, attached_entities, names_of
+from crossrep.training_sets import TrainingSet, TrainingSets, names_of
 
 with extra("analytics"):
     import pyarrow.parquet as pq

@@ -20,6 +20,10 @@ class ColumnRows:
     times: NDArray[np.float64]  # [n], seconds since 1970
     present: NDArray[np.bool_]  # [n]
 
+    def part(self, rows: slice) -> ColumnRows:
+        """Some of the rows, nothing copied."""
+        return ColumnRows(self.vectors[rows], self.weights[rows], self.times[rows], self.present[rows])
+
 
 @dataclass(frozen=True)
 class Rows:
