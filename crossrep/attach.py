@@ -18,7 +18,7 @@ from crossrep.archive import Archive
 from crossrep.archive_columns import Archived
 from crossrep.cuts import Cut
 from crossrep.keys import MISSING, KeyIndex, Keys, _jit
-from crossrep.rows import ColumnRows, Rows
+from crossrep.rows import ColumnRows, Known, Rows
 from crossrep.spec import Column, Entity
 
 MEMORY = 1 << 30  # bytes of rows held at a time
@@ -34,15 +34,6 @@ class Moments:
     keys: Keys  # of one partition
     before: Floats  # [n], strictly earlier events count, seconds since 1970
     at: Floats  # [n], the moments themselves: a key that has expired by then is not known
-
-
-@dataclass(frozen=True)
-class Known:
-    """n answers."""
-
-    counts: Ints  # [n], events; 0: nothing was known
-    event_times: Floats  # [n], of the newest; -inf
-    columns: dict[str, ColumnRows]
 
 
 @dataclass

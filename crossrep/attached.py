@@ -12,11 +12,12 @@ from pydantic import BaseModel
 
 from crossrep import parquet
 from crossrep.archive import Archive
-from crossrep.attach import Known, Moments, Used, attach, unknown
+from crossrep.attach import Moments, Used, attach, unknown
 from crossrep.cuts import Cut
 from crossrep.errors import DataError
 from crossrep.extras import extra
 from crossrep.keys import Keys
+from crossrep.rows import Known
 from crossrep.samples import attached_entities
 from crossrep.spec import Space, infer_group
 

@@ -224,6 +224,10 @@ class Space(_Declared):
         return f"samples.{self.name}"
 
     @property
+    def training_topic(self) -> str:
+        return f"training.{self.name}"
+
+    @property
     def dead_letters_topic(self) -> str:
         return f"dead-letters.{self.name}"
 

@@ -19,11 +19,12 @@ from pydantic import BaseModel
 
 from crossrep import kafka, parquet, sample_tables
 from crossrep.archive import Archive
-from crossrep.attach import MEMORY, Known, weights_at
+from crossrep.attach import MEMORY, weights_at
 from crossrep.attached import Attached, Progressed, archived, attach_all, event_times, usable_cut
 from crossrep.cuts import Cut
 from crossrep.dated import Dated, DatedFolders, header
 from crossrep.extras import extra
+from crossrep.rows import Known
 from crossrep.samples import attached_entities
 from crossrep.spec import Space
 
@@ -155,12 +156,12 @@ def schema(space: Space) -> Any:
 def _columns(space: Space, known: dict[str, Known], at: NDArray[np.float64], rows: slice) -> Iterator[Any]:
     """The attached columns of these samples, whose impressions were `at` [n], in the schema's order."""
     for entity in attached_entities(space):
-        found = known[entity]
-        yield pa.array(found.counts[rows] > 0)
-        yield pa.array(found.counts[rows])
-        yield parquet.timestamps(found.event_times[rows])
+        found = known[entity].part(rows)
+        yield pa.array(found.counts > 0)
+        yield pa.array(found.counts)
+        yield parquet.timestamps(found.event_times)
         for name, column in space.entities[entity].columns.items():
-            answer = found.columns[name].part(rows)
+            answer = found.columns[name]
             if column.dim:
                 flat = pa.array(np.ascontiguousarray(answer.vectors).reshape(-1))
                 yield pa.FixedSizeListArray.from_arrays(flat, column.dim, mask=pa.array(~answer.present))

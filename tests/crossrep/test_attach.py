@@ -16,10 +16,10 @@ from crossrep import archive_columns
 from crossrep.aggregates import combine
 from crossrep.archive import About, Archive
 from crossrep.archive_columns import Frame
-from crossrep.attach import Known, Moments, Used, attach, unknown, weights_at
+from crossrep.attach import Moments, Used, attach, unknown, weights_at
 from crossrep.cuts import Cut
 from crossrep.keys import Keys
-from crossrep.rows import Rows
+from crossrep.rows import Known, Rows
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from tests.cluster import SPEC
