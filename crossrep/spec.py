@@ -256,6 +256,16 @@ def frame_group(space: Space) -> str:
     return f"frame.{space.name}"
 
 
+def samples_group(space: Space) -> str:
+    """The consumer group of the `crossrep samples` workers."""
+    return f"samples.{space.name}"
+
+
+def training_group(space: Space) -> str:
+    """The consumer group of `crossrep training-set --topic`."""
+    return f"training.{space.name}"
+
+
 def column_fields(name: str, column: Column) -> list[str]:
     """The record fields a column writes, in order."""
     return ([f"{name}_weight"] if column.aggregate == "decayed_mean" else []) + [f"{name}_time"] + ([name] if column.dim else [])

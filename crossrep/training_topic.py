@@ -27,7 +27,7 @@ from crossrep.errors import CrossrepError, StateError, TopicError
 from crossrep.extras import extra
 from crossrep.rows import Known
 from crossrep.samples import CODEC
-from crossrep.spec import Space
+from crossrep.spec import Space, training_group
 from crossrep.training_records import TrainingLayout
 
 with extra("analytics"):
@@ -48,11 +48,6 @@ class Added:
     clicked: int  # of these
     waiting: int  # samples that are left for a later run: the archive does not know their impressions yet
     entities: dict[str, Attached]
-
-
-def group_of(space: Space) -> str:
-    """The consumer group whose offsets are the progress; the transactional id too."""
-    return f"training.{space.name}"
 
 
 def publish(
@@ -81,8 +76,8 @@ def publish(
         CrossrepError: the cluster does not answer, or another run has taken over. Repeating is safe.
     """
     cut = usable_cut(space, archive)
-    producer = kafka.transactional_producer(bootstrap, group_of(space), TIMEOUT)
-    client = kafka.consumer(bootstrap, group_of(space))
+    producer = kafka.transactional_producer(bootstrap, training_group(space), TIMEOUT)
+    client = kafka.consumer(bootstrap, training_group(space))
     group = client.consumer_group_metadata()
     try:
         refuse_unfit(space, bootstrap)
@@ -129,7 +124,7 @@ def refuse_unfit(space: Space, bootstrap: str) -> None:
 
 def _bounds(space: Space, bootstrap: str, client: Any, start: str | None, accept_gap: bool) -> sample_tables.Bounds:
     """What is to be published: by partition, first and next offset of samples."""
-    topic, group = space.samples_topic, group_of(space)
+    topic, group = space.samples_topic, training_group(space)
     found = kafka.committed(client, [TopicPartition(topic, number) for number in range(space.partitions)])
     bounds = kafka.bounds(bootstrap, topic)
     if start is None and groups.lost(bootstrap, group, [topic], space.training_topic):
