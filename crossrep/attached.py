@@ -86,7 +86,7 @@ def event_times(table: Any) -> NDArray[np.int64]:
     return times
 
 
-def keys_of(table: Any, field: str) -> tuple[Keys, NDArray[np.int64]]:
+def keys_in(table: Any, field: str) -> tuple[Keys, NDArray[np.int64]]:
     """The keys in a field, and the rows that have one."""
     texts = table[field].combine_chunks()
     rows = np.flatnonzero(texts.to_numpy(zero_copy_only=False) != "")
@@ -103,7 +103,7 @@ def known_before(milliseconds: NDArray[np.int64], delay: float) -> NDArray[np.fl
 def _attach(
     space: Space, entity: str, table: Any, archive: Archive, cut: Cut, delay: float, memory: int, folder: Path, progressed: Progressed
 ) -> tuple[Known, Used]:
-    keys, rows = keys_of(table, space.key_field(entity))
+    keys, rows = keys_in(table, space.key_field(entity))
     milliseconds = event_times(table)[rows]
     before, at = known_before(milliseconds, delay), milliseconds / 1000
 

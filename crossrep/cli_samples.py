@@ -59,7 +59,7 @@ def training_set(
     accept_gap: bool,
     bootstrap: str | None,
 ) -> None:
-    """Write the labelled samples of SPACE as Parquet, each with what was known of its user and item before the impression.
+    """Write the labelled samples of SPACE as Parquet, or to a topic, each with what was known of its user and item before the impression.
 
     Samples come from topic samples.SPACE (crossrep samples), exactly up to the offsets that the manifest records. What was known comes from
     the archive (crossrep archive): the rows of strictly earlier event time, folded as the stream folds them, weights decayed to the

@@ -61,8 +61,9 @@ def _bounds(space: Space, bootstrap: str, begins: Mapping[int, int | None]) -> d
     found, bounds = kafka.bounds(bootstrap, space.training_topic), {}
     for number, begin in begins.items():
         first, end = found[number]
-        bounds[number] = (first if begin is None else begin), end
-        if not first <= bounds[number][0] <= end:
+        bounds[number] = (first if begin is None else max(begin, first)), end
+        marker = first == end and begin == first - 1  # the last transaction's, behind the last sample: nothing is lost with it
+        if begin is not None and not (first <= begin <= end or marker):
             raise DataError(
                 f"{space.training_topic}[{number}] holds the offsets from {first} up to {end}, not {begin}: samples were deleted by "
                 "retention before they were read, or the topic was created anew. Begin without `start`"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from crossrep import groups, kafka, sample_tables
 from crossrep.archive import Archive
 from crossrep.attach import MEMORY
-from crossrep.attached import Attached, Progressed, archived, attach_all, event_times, keys_of, known_before, usable_cut
+from crossrep.attached import Attached, Progressed, archived, attach_all, event_times, keys_in, known_before, usable_cut
 from crossrep.cuts import Cut
 from crossrep.errors import CrossrepError, StateError, TopicError
 from crossrep.extras import extra
@@ -188,7 +188,7 @@ def _encoded(space: Space, table: Any, known: dict[str, Known], cut: Cut, delay:
 
 def _archived_to(space: Space, table: Any, entity: str, cut: Cut) -> NDArray[np.int64]:
     """[n], the last offset of the key's partition that the cut covers; -1: none, or the sample has no such key."""
-    keys, rows = keys_of(table, space.key_field(entity))
+    keys, rows = keys_in(table, space.key_field(entity))
     ends = np.array([cut.ends.get(number, 0) for number in range(space.partitions)])
     reached = np.full(len(table), -1)
     reached[rows] = ends[keys.partitions(space.partitions)] - 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, ResourceType
 from fastavro import schemaless_reader
 from fastavro.schema import parse_schema
 from training_world import HOUR, World, made_world
@@ -28,6 +28,7 @@ from crossrep.spec import training_group
 from crossrep.training_records import TrainingLayout
 from crossrep.training_sets import names_of
 from crossrep.training_topic import publish
+from streams import retire
 from tests.cluster import ROOT, wait_for
 
 # Publishes, in transactions of 50 samples or so; the process ends or stops itself at the n-th commit that holds some.
@@ -200,6 +201,8 @@ def test_planted_leaks_are_found(bootstrap: str, tmp_path: Path) -> None:
     check_all_know_the_future(world, 2 * ready)
     done = CliRunner().invoke(cli, ["leaks", world.space.name, "--topic", "--archive", world.archive.url, "--bootstrap", bootstrap])
     assert done.exit_code == 1 and f"{2 * ready} samples of topic {world.space.training_topic} checked" in done.output
+    retired = retire.retire(world.space.name, bootstrap, [])
+    assert world.space.training_topic in retired.topics and training_group(world.space) in retired.groups
 
 
 def check_all_know_the_future(world: World, samples: int) -> None:
@@ -249,6 +252,15 @@ def test_what_cannot_go_on_is_refused_and_says_how_to(bootstrap: str, tmp_path: 
     wait_for(lambda: all(first for first, _ in kafka.bounds(bootstrap, space.samples_topic).values()), "samples are gone")
     told(StateError, "deleted before they were published")
     assert publish(space, bootstrap, world.archive, accept_gap=True).samples == 0
+    *_, last = crossrep.training_samples(space.name, bootstrap)
+    ends = kafka.bounds(bootstrap, space.training_topic)
+    admin.delete_records([TopicPartition(space.training_topic, number, end) for number, (_, end) in ends.items()])
+    wait_for(lambda: all(first for first, _ in kafka.bounds(bootstrap, space.training_topic).values()), "training samples are gone")
+    assert not list(crossrep.training_samples(space.name, bootstrap, start=last.positions))  # nothing but markers went unread
+    with pytest.raises(DataError, match="deleted by retention before they were read"):
+        crossrep.training_samples(space.name, bootstrap, start={**last.positions, 1: last.positions[1] - 1})
+    admin.create_partitions([NewPartitions(space.training_topic, 3)])[space.training_topic].result(30)
+    wait_for(lambda: "has 3 partitions" in _refusal(world), "the broker knows its partitions")
     admin.delete_topics([space.training_topic])[space.training_topic].result(30)
     wait_for(lambda: "is missing" in _refusal(world), "the topic is gone")
 
