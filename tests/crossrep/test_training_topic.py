@@ -21,15 +21,16 @@ from training_world import HOUR, World, made_world
 
 import crossrep
 from crossrep import DataError, SpaceError, StateError, TopicError, TrainingBatch, kafka, leaks
+from crossrep.attach import unknown
 from crossrep.cli import cli
 from crossrep.errors import BadRecord
 from crossrep.samples import CODEC
-from crossrep.spec import training_group
+from crossrep.spec import Space, training_group
 from crossrep.training_records import TrainingLayout
 from crossrep.training_sets import names_of
 from crossrep.training_topic import publish
 from streams import retire
-from tests.cluster import ROOT, wait_for
+from tests.cluster import ROOT, SPEC, wait_for
 
 # Publishes, in transactions of 50 samples or so; the process ends or stops itself at the n-th commit that holds some.
 _PROGRAM = """
@@ -189,6 +190,21 @@ def test_any_avro_reader_can_read_one_and_what_is_no_training_sample_is_refused(
         with pytest.raises(BadRecord) as refused:
             layout.decode([value], {})
         assert refused.value.reason == reason
+
+
+def test_entities_by_any_field_of_the_sample_and_samples_that_have_no_such_key() -> None:
+    columns = '[entities.{0}.columns.cr]\nsource = "cr"\ndim = 8\naggregate = "decayed_mean"\nhalf_life = "1h"\n'
+    more = '[entities.scene]\nkey = "scenario"\n' + columns.format("scene") + '[entities.shop]\nkey = "shop"\n' + columns.format("shop")
+    space = Space.parse(SPEC.format(name="scenes", partitions=2) + more)
+    layout = TrainingLayout(space)
+    assert list(layout.entities) == ["user", "item", "scene"]  # a sample has no shop
+    about = {"sample_id": "0-1", "impression_id": "e", "user_id": "ü", "item_id": "i", "event_time": 1000, "label": 0}
+    samples = [CODEC.encode({**about, "scenario": scenario}) for scenario in ("", "feed", "")]
+    nothing = {entity: unknown(space.entities[entity], 3) for entity in layout.entities}
+    values = layout.encode(samples, np.ones(3), nothing, dict.fromkeys(layout.entities, np.full(3, 7)))
+    batch = layout.decode(values, {})
+    assert batch.known["scene"].ids.tolist() == [b"", b"feed", b""] and batch.known["user"].ids.tolist() == ["ü".encode()] * 3
+    assert batch.known["scene"].source_offsets.tolist() == [7] * 3 and not batch.known["scene"]["cr"].known.any()
 
 
 def test_planted_leaks_are_found(bootstrap: str, tmp_path: Path) -> None:
