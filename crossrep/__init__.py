@@ -2,6 +2,8 @@
 
 LocalView     a space's representations in memory, following the stream
 FrameWriter   write rows of your own model into a space
+training_samples
+              labelled samples with what was known before them, from their topic
 Space         a validated spec
 """
 
@@ -20,6 +22,8 @@ from crossrep.errors import (
     TopicError,
 )
 from crossrep.spec import Column, Entity, Space
+from crossrep.training_records import TrainingBatch
+from crossrep.training_samples import training_samples
 from crossrep.view import LocalView
 from crossrep.writer import FrameWriter
 
@@ -42,4 +46,6 @@ __all__ = [
     "SpecError",
     "StateError",
     "TopicError",
+    "TrainingBatch",
+    "training_samples",
 ]

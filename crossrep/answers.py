@@ -42,7 +42,7 @@ class Representations(Mapping[str, ColumnValues]):
     counts: NDArray[np.int64]  # [n], events folded; 0 if not found
     event_times: NDArray[np.float64]  # [n], newest event, seconds since 1970; -inf if not found
     source_offsets: NDArray[np.int64]  # [n], every frame of the id's partition up to and including this offset is in it; -1 if not found
-    at: float  # the time weights are decayed to, seconds since 1970
+    at: float | NDArray[np.float64]  # the time weights are decayed to, seconds since 1970: one for all, or of a training sample its own [n]
     columns: dict[str, ColumnValues]
     ids: Keys  # [n], as they were asked for
     space: str  # whose vectors these are: all of one space, also while a view switches to another
@@ -87,7 +87,7 @@ def answer(
     keys: Keys,
     found: NDArray[np.bool_],
     records: NDArray[np.void],
-    at: float,
+    at: float | NDArray[np.float64],
     missing: Mapping[str, NDArray[np.float32]],
     chosen: Collection[str] | None = None,
 ) -> Representations:

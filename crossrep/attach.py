@@ -18,7 +18,7 @@ from crossrep.archive import Archive
 from crossrep.archive_columns import Archived
 from crossrep.cuts import Cut
 from crossrep.keys import MISSING, KeyIndex, Keys, _jit
-from crossrep.rows import ColumnRows, Rows
+from crossrep.rows import ColumnRows, Known, Rows
 from crossrep.spec import Column, Entity
 
 MEMORY = 1 << 30  # bytes of rows held at a time
@@ -33,16 +33,7 @@ class Moments:
 
     keys: Keys  # of one partition
     before: Floats  # [n], strictly earlier events count, seconds since 1970
-    at: Floats  # [n], weights are decayed to it
-
-
-@dataclass(frozen=True)
-class Known:
-    """n answers."""
-
-    counts: Ints  # [n], events; 0: nothing was known
-    event_times: Floats  # [n], of the newest; -inf
-    columns: dict[str, ColumnRows]  # weights are those of the moment; meaningless for `latest`
+    at: Floats  # [n], the moments themselves: a key that has expired by then is not known
 
 
 @dataclass
@@ -53,6 +44,12 @@ class Used:
     combined: int = 0  # of these, rows of several events, which cannot be cut
     blurred: int = 0  # moments whose next row is one of these: events before the moment may be in it, and are then not in the answer
     passes: int = 0  # through a partition
+
+
+def weights_at(answer: ColumnRows, half_life: float, at: Floats) -> Floats:
+    """What is left of a decayed column's weights at the moments [n]; 0 where nothing has touched it."""
+    since = np.subtract(at, answer.times, out=np.zeros(len(at)), where=answer.present)
+    return decay(answer.weights, since, half_life)
 
 
 Array = Callable[[str, tuple[int, ...], type], NDArray[Any]]
@@ -189,23 +186,19 @@ def _sweep(
     _sweep_entity(begins, ends, rows.counts, rows.times, counts, times)
     known.counts[to], known.event_times[to] = counts, times
     for name, column in spec.columns.items():
-        answer = _sweep_column(column, rows.columns[name], begins, ends, at)
+        answer = _sweep_column(column, rows.columns[name], begins, ends)
         for what in ("vectors", "weights", "times", "present"):
             getattr(known.columns[name], what)[to] = getattr(answer, what)
 
 
-def _sweep_column(
-    column: Column, rows: ColumnRows, begins: NDArray[np.int64], ends: NDArray[np.int64], at: NDArray[np.float64]
-) -> ColumnRows:
+def _sweep_column(column: Column, rows: ColumnRows, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> ColumnRows:
     n = len(begins)
     vectors, weights, times = np.zeros((n, column.dim), np.float32), np.zeros(n), np.full(n, NEVER)
     if column.half_life is None:
         _sweep_latest(begins, ends, rows.vectors, rows.times, rows.present, vectors, times)
         return ColumnRows(vectors, weights, times, times > NEVER)
     _sweep_decayed(begins, ends, rows.vectors, rows.weights, rows.times, rows.present, column.half_life, vectors, weights, times)
-    present = times > NEVER
-    weights[present] = decay(weights[present], at[present] - times[present], column.half_life)
-    return ColumnRows(vectors, weights, times, present)
+    return ColumnRows(vectors, weights, times, times > NEVER)
 
 
 @_jit

@@ -102,7 +102,7 @@ def get(entity: str, ids: tuple[str, ...], space: str, bootstrap: str | None, at
                 table.add_row("", "", "", "", "", "", " ".join(f"{x:.5g}" for x in values.vectors[i]))
     console.print(table)
     if answer.found.any():
-        console.print(f"of {answer.space}, weights decayed to {_time(answer.at)}", style="dim")
+        console.print(f"of {answer.space}, weights decayed to {_time(float(answer.at))}", style="dim")
     if not answer.found.all():
         console.print(
             f"[dim]no event of them is folded: never seen, expired, forgotten, or workers are behind. See: crossrep doctor {space}"

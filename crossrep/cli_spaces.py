@@ -42,8 +42,8 @@ def space_group() -> None:
 def list_spaces(bootstrap: str | None) -> None:
     """Spaces published on this cluster: what stands for them, how far their workers are behind, and how many readers they have.
 
-    `behind` counts offsets: events that `infer` has still to take, frames that `fold` has. Readers say every ten seconds that they are
-    there.
+    `behind` counts offsets: events that `infer` and `samples` have still to take, frames that `fold` has. Readers say every ten seconds
+    that they are there.
     """
     address = kafka.bootstrap_servers(bootstrap)
     published = spaces.read_all(address)

@@ -26,7 +26,7 @@ EVENT_TIME_AT = HEADER + 8  # behind the count; in every record
 class RecordLayout:
     """Where each field of one entity's record lies, derived from the spec alone.
 
-    `dtype` is the numpy structure of one record, header included; `schema` the Avro schema of the part behind the header.
+    `dtype` is the numpy structure of one record, header included, `fields` that of the part behind it, `schema` its Avro schema.
     The schema's namespace carries the spec's hash, so records of two specs never have the same fingerprint.
     """
 
@@ -36,7 +36,7 @@ class RecordLayout:
         self.columns = space.entities[entity].columns
         doubles = ["count", "event_time", "source_offset"]
         avro: list[dict[str, Any]] = [{"name": name, "type": "double"} for name in doubles]
-        fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [("header", f"V{HEADER}"), *((name, "<f8") for name in doubles)]
+        fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [(name, "<f8") for name in doubles]
         for name, column in self.columns.items():
             for field in column_fields(name, column):
                 if field == name:
@@ -53,7 +53,8 @@ class RecordLayout:
         }
         # A name part may not start with a digit; only the space's may.
         self.schema["namespace"] = ".".join(p if not p[0].isdigit() else f"_{p}" for p in self.schema["namespace"].split("."))
-        self.dtype = np.dtype(fields)
+        self.fields = fields
+        self.dtype = np.dtype([("header", f"V{HEADER}"), *fields])
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""Rows in columns: what a frame holds, what a fold takes, what a combiner gives."""
+"""Rows in columns: what a frame holds, what a fold takes, what a combiner gives, and what was known of a key."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class ColumnRows:
     weights: NDArray[np.float64]  # [n], decayed to `times`; meaningless for `latest`
     times: NDArray[np.float64]  # [n], seconds since 1970
     present: NDArray[np.bool_]  # [n]
+
+    def part(self, rows: slice) -> ColumnRows:
+        """Some of the rows, nothing copied."""
+        return ColumnRows(self.vectors[rows], self.weights[rows], self.times[rows], self.present[rows])
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,16 @@ class Rows:
             for name, column in self.columns.items()
         }
         return Rows(self.entity, self.keys.take(rows), self.times[rows], self.counts[rows], columns)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was known of n keys, each at a moment of its own."""
+
+    counts: NDArray[np.int64]  # [n], events; 0: nothing was known
+    event_times: NDArray[np.float64]  # [n], of the newest; -inf
+    columns: dict[str, ColumnRows]  # not `present`: nothing had touched it
+
+    def part(self, rows: slice) -> Known:
+        """Some of them, nothing copied."""
+        return Known(self.counts[rows], self.event_times[rows], {name: column.part(rows) for name, column in self.columns.items()})

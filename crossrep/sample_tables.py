@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from crossrep import kafka
@@ -54,15 +54,23 @@ def read(
     """
     tables = [SCHEMA.empty_table()]
     for number, (first, end) in sorted(bounds.items()):
-        newest: dict[str, dict[str, Any]] = {}
-        done = first
-        for run in kafka.runs(bootstrap, space.samples_topic, {number: (first, end)}):
-            for message in run:
-                sample = CODEC.decode(message.value())
-                if (since is None or since <= sample["event_time"]) and (until is None or sample["event_time"] < until):
-                    newest[sample["sample_id"]] = sample
-            progressed(run[-1].offset() + 1 - done)
-            done = run[-1].offset() + 1
-        progressed(end - done)
+        newest = {
+            sample["sample_id"]: sample
+            for _, sample in in_order(space, bootstrap, number, first, end, progressed)
+            if (since is None or since <= sample["event_time"]) and (until is None or sample["event_time"] < until)
+        }
         tables.append(pa.Table.from_pylist(list(newest.values()), SCHEMA))
     return pa.concat_tables(tables).sort_by([("event_time", "ascending"), ("sample_id", "ascending")]).combine_chunks()
+
+
+def in_order(
+    space: Space, bootstrap: str, number: int, first: int, end: int, progressed: Progressed = lambda n: None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every record of one partition within [first, end), with its offset. Raises as `read` does."""
+    done = first
+    for run in kafka.runs(bootstrap, space.samples_topic, {number: (first, end)}):
+        for message in run:
+            yield message.offset(), CODEC.decode(message.value())
+        progressed(run[-1].offset() + 1 - done)
+        done = run[-1].offset() + 1
+    progressed(end - done)

@@ -224,6 +224,10 @@ class Space(_Declared):
         return f"samples.{self.name}"
 
     @property
+    def training_topic(self) -> str:
+        return f"training.{self.name}"
+
+    @property
     def dead_letters_topic(self) -> str:
         return f"dead-letters.{self.name}"
 
@@ -250,6 +254,16 @@ def infer_group(space: Space) -> str:
 def frame_group(space: Space) -> str:
     """The consumer group of the `crossrep frame` workers."""
     return f"frame.{space.name}"
+
+
+def samples_group(space: Space) -> str:
+    """The consumer group of the `crossrep samples` workers."""
+    return f"samples.{space.name}"
+
+
+def training_group(space: Space) -> str:
+    """The consumer group of `crossrep training-set --topic`."""
+    return f"training.{space.name}"
 
 
 def column_fields(name: str, column: Column) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError
-from crossrep.spec import Space, fold_group
+from crossrep.spec import Space, fold_group, samples_group
 
 Place = tuple[str, int]  # topic, partition
 Offsets = dict[Place, int]
@@ -33,7 +34,26 @@ def stages(space: Space) -> dict[str, Stage]:
         "infer": Stage(f"infer.{space.name}", inputs),
         "frame": Stage(f"frame.{space.name}", (space.inference_topic,)),
         "fold": Stage(fold_group(space), (space.frames_topic,)),
+        "samples": Stage(samples_group(space), inputs),
     }
+
+
+def positions(stage: Stage, parts: Sequence[TopicPartition]) -> Offsets:
+    """Next offsets to consume, of what a group has committed. That of `samples` commits the oldest events it still needs, and in the
+    metadata of the impressions' offset where it is (state/samples_progress.py)."""
+    found = {(part.topic, part.partition): part.offset for part in parts if part.offset >= 0}
+    for part in parts:
+        for topic, position in zip(stage.topics, _positions_said(part.metadata)):
+            place = (topic, part.partition)
+            found[place] = max(position, found.get(place, 0))
+    return found
+
+
+def _positions_said(metadata: str | None) -> list[int]:
+    try:
+        return [int(position) for position in json.loads(metadata or "{}").get("positions", ())]
+    except (ValueError, AttributeError, TypeError):
+        return []
 
 
 def lag(role: str, end: int, position: int | None) -> int:
@@ -76,7 +96,7 @@ def standings(space: Space, bootstrap: str) -> dict[str, Standing]:
         found = {}
         for role, stage in declared.items():
             places = {(topic, number) for topic in stage.topics if topic in known for number in known[topic].partitions}
-            committed = {place: offset for place, offset in _committed(admin, stage.group).items() if place in places}
+            committed = {place: offset for place, offset in _committed(admin, stage).items() if place in places}
             found[role] = Standing(role, members(admin, stage.group), committed, latest(admin, places))
         return found
     except KafkaException as error:
@@ -87,6 +107,7 @@ def falls_behind(space: Space, bootstrap: str, within: float) -> list[str]:
     """The stages whose workers do not get, `within` so many seconds, to where their inputs end now.
 
     `infer` counts once it has been used: its inputs are everybody's. What lies in the space's own topics must be read by somebody.
+    `samples` does not count: no reader of representations waits for it.
 
     Raises:
         CrossrepError: the cluster does not answer.
@@ -95,7 +116,8 @@ def falls_behind(space: Space, bootstrap: str, within: float) -> list[str]:
     deadline = time.monotonic() + within
     now = asked
     while True:
-        late = [role for role, standing in now.items() if (role != "infer" or standing.used) and standing.behind(asked[role].ends)]
+        needed = [role for role, standing in now.items() if role in ("frame", "fold") or (role == "infer" and standing.used)]
+        late = [role for role in needed if now[role].behind(asked[role].ends)]
         if not late or time.monotonic() > deadline:
             return late
         time.sleep(0.2)
@@ -121,9 +143,10 @@ def latest(admin: AdminClient, places: Collection[Place]) -> Offsets:
     return found
 
 
-def _committed(admin: AdminClient, group: str) -> Offsets:
-    (listed,) = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=kafka.REQUEST_TIMEOUT).values()
-    return {(p.topic, p.partition): p.offset for p in _unless_unknown(listed, "topic_partitions") if p.offset >= 0}
+def _committed(admin: AdminClient, stage: Stage) -> Offsets:
+    asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(stage.group)], request_timeout=kafka.REQUEST_TIMEOUT)
+    (listed,) = asked.values()
+    return positions(stage, list(_unless_unknown(listed, "topic_partitions")))
 
 
 def _unless_unknown(answer: Any, field: str) -> Any:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,12 +19,14 @@ from pydantic import BaseModel
 
 from crossrep import kafka, parquet, sample_tables
 from crossrep.archive import Archive
-from crossrep.attach import MEMORY, Known, Moments, Used, attach, unknown
+from crossrep.attach import MEMORY, weights_at
+from crossrep.attached import Attached, Progressed, archived, attach_all, event_times, usable_cut
 from crossrep.cuts import Cut
 from crossrep.dated import Dated, DatedFolders, header
-from crossrep.errors import DataError
 from crossrep.extras import extra
-from crossrep.spec import Space, infer_group
+from crossrep.rows import Known
+from crossrep.samples import attached_entities
+from crossrep.spec import Space
 
 with extra("analytics"):
     import pyarrow as pa
@@ -33,23 +35,12 @@ with extra("analytics"):
 FILE_ROWS = 1 << 20  # a file, at most
 REPEATED = ["user_id", "item_id", "scenario", "branch"]
 
-Progressed = Callable[[str, int, int], None]  # what is done, how much further it is, of so much
-
 
 class File(BaseModel):
     path: str  # within the set's folder
     rows: int
     bytes: int
     sha256: str
-
-
-class Attached(BaseModel):
-    """Of one entity, over all samples."""
-
-    found: int  # samples whose key was known before
-    rows: int  # archived rows looked at
-    combined: int  # of these, rows of several events: `crossrep infer --no-combine` writes none
-    blurred: int  # samples whose next row is one of these, which may hold events from before the impression that were left out
 
 
 class TrainingSet(Dated):
@@ -89,11 +80,6 @@ class Chosen:
     delay: float = 0.0  # seconds before the impression from which on nothing is known
 
 
-def attached_entities(space: Space) -> dict[str, str]:
-    """The entities whose key a sample has: entity -> its field."""
-    return {entity: space.key_field(entity) for entity in space.entities if space.key_field(entity) in sample_tables.SCHEMA.names}
-
-
 def make(
     space: Space,
     bootstrap: str,
@@ -112,24 +98,16 @@ def make(
         DataError: there is no archive, or one of another spec, or nothing can be written.
         CrossrepError: the cluster does not answer.
     """
-    if archive.declared().hash != space.hash:
-        raise DataError(f"the archive in {archive.url} is of another spec than the published space {space.name!r}")
-    cut = archive.cut()
-    if cut is None:
-        raise DataError(f"the archive in {archive.url} has no cut: crossrep archive {space.name} --to {archive.url} makes one")
+    cut = usable_cut(space, archive)
     bounds = kafka.bounds(bootstrap, space.samples_topic)
     total = sum(end - first for first, end in bounds.values())
     since, until = (None if time is None else round(time.timestamp() * 1000) for time in (chosen.since, chosen.until))
     table = sample_tables.read(space, bootstrap, bounds, since, until, lambda done: progressed("samples", done, total))
-    table, left_out = _archived_only(table, space, cut)
+    there = archived(space, cut, table["sample_id"].to_pylist())
+    table = table.filter(pa.array(there)).combine_chunks()
     with store.begun() as id:
         with tempfile.TemporaryDirectory(prefix="crossrep-") as folder:
-            found: dict[str, Known] = {}
-            about: dict[str, Attached] = {}
-            for entity in attached_entities(space):
-                found[entity], used = _attach(space, entity, table, archive, cut, chosen.delay, memory, Path(folder), progressed)
-                known = int((found[entity].counts > 0).sum())
-                about[entity] = Attached(found=known, rows=used.rows, combined=used.combined, blurred=used.blurred)
+            found, about = attach_all(space, table, archive, cut, chosen.delay, memory, Path(folder), progressed)
             files = _write(space, table, found, store, id, progressed)
         made = TrainingSet(
             **header(space, id),
@@ -140,56 +118,12 @@ def make(
             archive=archive.url,
             cut=cut,
             clicked=int(np.sum(table["label"].to_numpy())),
-            left_out=left_out,
+            left_out=int((~there).sum()),
             entities=about,
             files=files,
         )
         store.publish(made)
     return made
-
-
-def _archived_only(table: Any, space: Space, cut: Cut) -> tuple[Any, int]:
-    """The samples whose impressions `infer` had consumed when the archive was last complete, and how many others there are.
-
-    What was consumed later may lie before an impression, and is not in the archive. Where no `infer` works, nobody can tell.
-    """
-    reached = cut.groups.get(infer_group(space), {}).get(space.inputs.impressions)
-    if not reached:
-        return table, 0
-    places = (id.split("-") for id in table["sample_id"].to_pylist())
-    there = np.fromiter((int(offset) < reached.get(int(number), 0) for number, offset in places), np.bool_, len(table))
-    return table.filter(pa.array(there)).combine_chunks(), int((~there).sum())
-
-
-def moments_of(table: Any, field: str, delay: float) -> tuple[Moments, NDArray[np.int64]]:
-    """What to ask of the entity keyed by `field`, and of which samples: those that have such a key."""
-    texts, milliseconds = table[field].combine_chunks(), table["event_time"].cast(pa.int64()).to_numpy()
-    rows = np.flatnonzero(texts.to_numpy(zero_copy_only=False) != "")
-    if len(rows) < len(texts):
-        texts = texts.take(pa.array(rows))
-    keys = parquet.keys_of(texts, pa.nulls(len(texts), pa.binary()))
-    # In whole milliseconds, so that seconds come out as those of the events do.
-    return Moments(keys, (milliseconds[rows] - round(delay * 1000)) / 1000, milliseconds[rows] / 1000), rows
-
-
-def _attach(
-    space: Space, entity: str, table: Any, archive: Archive, cut: Cut, delay: float, memory: int, folder: Path, progressed: Progressed
-) -> tuple[Known, Used]:
-    """What was known before every sample, in files of the folder."""
-    moments, rows = moments_of(table, space.key_field(entity), delay)
-
-    def array(name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-        return np.memmap(folder / f"{entity}-{name}", dtype, "w+", shape=shape) if 0 not in shape else np.zeros(shape, dtype)
-
-    known, used = unknown(space.entities[entity], len(table), array), Used()
-    partitions = moments.keys.partitions(space.partitions)
-    for number in range(space.partitions):
-        here = np.flatnonzero(partitions == number)
-        if len(here):
-            asked = Moments(moments.keys.take(here), moments.before[here], moments.at[here])
-            attach(archive, cut, entity, number, asked, known, rows[here], used, memory)
-        progressed(entity, len(here), len(rows))
-    return known, used
 
 
 def names_of(space: Space) -> dict[tuple[str, str], str]:
@@ -219,24 +153,24 @@ def schema(space: Space) -> Any:
     return pa.schema(fields)
 
 
-def _columns(space: Space, known: dict[str, Known], rows: slice) -> Iterator[Any]:
-    """The attached columns of these samples, in the schema's order."""
+def _columns(space: Space, known: dict[str, Known], at: NDArray[np.float64], rows: slice) -> Iterator[Any]:
+    """The attached columns of these samples, whose impressions were `at` [n], in the schema's order."""
     for entity in attached_entities(space):
-        found = known[entity]
-        yield pa.array(found.counts[rows] > 0)
-        yield pa.array(found.counts[rows])
-        yield parquet.timestamps(found.event_times[rows])
+        found = known[entity].part(rows)
+        yield pa.array(found.counts > 0)
+        yield pa.array(found.counts)
+        yield parquet.timestamps(found.event_times)
         for name, column in space.entities[entity].columns.items():
             answer = found.columns[name]
             if column.dim:
-                flat = pa.array(np.ascontiguousarray(answer.vectors[rows]).reshape(-1))
-                yield pa.FixedSizeListArray.from_arrays(flat, column.dim, mask=pa.array(~answer.present[rows]))
+                flat = pa.array(np.ascontiguousarray(answer.vectors).reshape(-1))
+                yield pa.FixedSizeListArray.from_arrays(flat, column.dim, mask=pa.array(~answer.present))
             if column.half_life is not None:
-                yield pa.array(answer.weights[rows])
+                yield pa.array(weights_at(answer, column.half_life, at[rows]))
 
 
 def _write(space: Space, table: Any, known: dict[str, Known], store: TrainingSets, id: str, progressed: Progressed) -> list[File]:
-    layout, files = schema(space), []
+    layout, files, at = schema(space), [], event_times(table) / 1000
     for number, first in enumerate(range(0, len(table), FILE_ROWS)):
         end, path = min(first + FILE_ROWS, len(table)), f"part-{number:05d}.parquet"
         try:
@@ -248,7 +182,7 @@ def _write(space: Space, table: Any, known: dict[str, Known], store: TrainingSet
                     for start in range(first, end, parquet.ROWS):
                         rows = slice(start, min(start + parquet.ROWS, end))
                         own = [table[name][rows].combine_chunks() for name in sample_tables.SCHEMA.names]
-                        writer.write_batch(pa.record_batch([*own, *_columns(space, known, rows)], layout))
+                        writer.write_batch(pa.record_batch([*own, *_columns(space, known, at, rows)], layout))
                         progressed("writing", rows.stop - rows.start, len(table))
         except OSError as error:
             raise store.unusable("written", error) from error

@@ -13,7 +13,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from crossrep import kafka
 from crossrep.spec import Space
-from crossrep.stages import Offsets, Place, lag, stages
+from crossrep.stages import Offsets, Place, lag, positions, stages
 
 LIMIT = 2.0  # seconds for one question
 WINDOW = 5.0  # seconds that a rate is taken over
@@ -48,7 +48,7 @@ class Cluster:
         self._admin = kafka.admin(self.bootstrap)
         outputs = [self.space.representations_topic(entity) for entity in self.space.entities]
         inputs = [topic for stage in self.stages.values() for topic in stage.topics]
-        self._names = [*inputs, self.space.dead_letters_topic, *outputs]
+        self._names = list(dict.fromkeys([*inputs, self.space.dead_letters_topic, *outputs]))  # some have two kinds of workers
 
     def describe(self) -> None:
         """Which topics there are, with how many partitions."""
@@ -90,7 +90,7 @@ class Cluster:
             for role, stage in self.stages.items()
         }
         return {
-            role: {(p.topic, p.partition): p.offset for p in _known(answer, "topic_partitions") if p.offset >= 0}
+            role: positions(self.stages[role], list(_known(answer, "topic_partitions")))
             for role, answers in asked.items()
             for answer in answers.values()
         }

@@ -9,12 +9,8 @@ from confluent_kafka import TopicPartition
 
 from crossrep import groups, kafka
 from crossrep.errors import StateError
-from crossrep.spec import Space
+from crossrep.spec import Space, samples_group
 from state.join import Marks
-
-
-def group_of(space: Space) -> str:
-    return f"samples.{space.name}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def committed(settings: Settings, number: int) -> Progress:
         StateError: the log no longer holds what is needed, or the group has lost its offsets; says how to go on.
     """
     parts = [TopicPartition(topic, number) for topic in settings.inputs]
-    client = kafka.consumer(settings.bootstrap, group_of(settings.space))
+    client = kafka.consumer(settings.bootstrap, samples_group(settings.space))
     try:
         found = kafka.committed(client, parts)
         bounds = [kafka.watermarks(client, part.topic, number) for part in parts]
@@ -57,10 +53,10 @@ def committed(settings: Settings, number: int) -> Progress:
         client.close()
     if any(part.offset < 0 for part in found):
         if settings.start is None and groups.lost(
-            settings.bootstrap, group_of(settings.space), settings.inputs, settings.space.samples_topic
+            settings.bootstrap, samples_group(settings.space), settings.inputs, settings.space.samples_topic
         ):
             raise StateError(
-                f"group {group_of(settings.space)!r} has no offsets, but {settings.space.samples_topic} holds samples already. If the "
+                f"group {samples_group(settings.space)!r} has no offsets, but {settings.space.samples_topic} holds samples already. If the "
                 "offsets expired: --start latest goes on with what comes from now on, --start earliest writes all samples "
                 "again, under the same ids"
             )
@@ -79,12 +75,12 @@ def _within_log(settings: Settings, number: int, at: Progress, bounds: list[tupl
             raise StateError(
                 f"{topic}[{number}] ends at {end}, but the next to join is {positions[which]}: the topic was created anew. To "
                 f"begin anew too, beside the old one's samples: stop all workers, kafka-consumer-groups.sh --delete --group "
-                f"{group_of(settings.space)}, and start with --start earliest"
+                f"{samples_group(settings.space)}, and start with --start earliest"
             )
         if (first > positions[which] and not first == end == positions[which] + 1) or (first > starts[which] and at.open):
             raise StateError(
                 f"{topic}[{number}] begins at {first}, but is needed from {starts[which]} on: events were deleted before they "
-                f"were joined. To accept the gap: kafka-consumer-groups.sh --group {group_of(settings.space)} "
+                f"were joined. To accept the gap: kafka-consumer-groups.sh --group {samples_group(settings.space)} "
                 f"--topic {topic}:{number} --reset-offsets --to-earliest --execute"
             )
         starts[which], positions[which] = max(starts[which], first), max(positions[which], first)

@@ -15,9 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, TopicError
-from crossrep.spec import Space
+from crossrep.spec import Space, samples_group
 from state.samples import SamplesPartition
-from state.samples_progress import Settings, group_of
+from state.samples_progress import Settings
 from streams import metrics, topics
 from streams.fetch import Run
 from streams.membership import Membership
@@ -54,7 +54,7 @@ class Samples:
         self._paused: dict[tuple[int, int], int] = {}  # partition and which input -> the flow in which it was paused
         folder = options.folder / space.name / options.name
         inputs = self._settings.inputs
-        member = Membership(group_of(space), inputs, partitions, bootstrap, options.name, folder, options.session_timeout)
+        member = Membership(samples_group(space), inputs, partitions, bootstrap, options.name, folder, options.session_timeout)
         self.owner = Owner(member, lambda number: SamplesPartition(self._settings, number), self._take_in, ends=True)
         metrics.serve(options.port, self._ready, self._metrics)
 

@@ -48,6 +48,7 @@ def plan(space: Space) -> list[Topic]:
         Topic(space.inference_topic, space.partitions, _STREAM),
         Topic(space.frames_topic, space.partitions, {**_STREAM, "max.message.bytes": str(8 << 20)}),
         Topic(space.samples_topic, space.partitions, _STREAM),
+        Topic(space.training_topic, space.partitions, {**_STREAM, "max.message.bytes": str(8 << 20)}),
         Topic(space.dead_letters_topic, 1, {**_STREAM, "max.message.bytes": str(8 << 20)}),
     ]
     kept = space.history * (1 + 1 / history.POINTS) + 600

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from crossrep import archive_columns
 from crossrep.aggregates import combine
 from crossrep.archive import About, Archive
 from crossrep.archive_columns import Frame
-from crossrep.attach import Known, Moments, Used, attach, unknown
+from crossrep.attach import Moments, Used, attach, unknown, weights_at
 from crossrep.cuts import Cut
 from crossrep.keys import Keys
-from crossrep.rows import Rows
+from crossrep.rows import Known, Rows
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from tests.cluster import SPEC
@@ -69,11 +70,12 @@ def brute(rows: Rows, names: list[str], key: str, before: float, at: float, life
     return found
 
 
-def refuse_differences(known: Known, i: int, expected: dict[str, Any]) -> None:
+def refuse_differences(known: Known, at: NDArray[np.float64], i: int, expected: dict[str, Any]) -> None:
+    left = {name: weights_at(known.columns[name], half_life, at)[i] for name, half_life in (("cr", HALF_LIFE), ("clicks", 86_400.0))}
     assert known.counts[i] == expected["count"] and known.event_times[i] == expected["newest"]
-    assert known.columns["cr"].weights[i] == pytest.approx(expected["cr_weight"], rel=1e-9)
+    assert left["cr"] == pytest.approx(expected["cr_weight"], rel=1e-9)
     np.testing.assert_allclose(known.columns["cr"].vectors[i], expected["cr"], rtol=1e-5, atol=1e-6)
-    assert known.columns["clicks"].weights[i] == pytest.approx(expected["clicks"], rel=1e-9)
+    assert left["clicks"] == pytest.approx(expected["clicks"], rel=1e-9)
     assert known.columns["ur"].vectors[i].tobytes() == expected["ur"]
     assert bool(known.columns["cr"].present[i]) == (expected["count"] > 0)
 
@@ -96,7 +98,7 @@ def test_it_is_the_definition(events: list[Any], moments: list[Any], memory: int
     with tempfile.TemporaryDirectory() as folder:
         known, used = asked(*archived(Path(folder), space, frames), keys, before, at, memory)
     for i, key in enumerate(keys):
-        refuse_differences(known, i, brute(rows, names, key, before[i], at[i], 600.0 if life else np.inf))
+        refuse_differences(known, np.array(at), i, brute(rows, names, key, before[i], at[i], 600.0 if life else np.inf))
     assert used.combined == used.blurred == 0
     assert used.passes == 1 or not memory
 

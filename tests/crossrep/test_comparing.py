@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from confluent_kafka import TopicPartition
 from snapshot_world import Changelog
 
-from crossrep import CrossrepError, FrameWriter, LocalView, SpaceError, SpecError, comparing, promoting, spaces
+from crossrep import CrossrepError, FrameWriter, LocalView, SpaceError, SpecError, comparing, kafka, promoting, spaces, stages
 from crossrep.cli import cli
 from crossrep.keys import Keys
 from crossrep.promoting import promote
 from crossrep.records import RecordLayout
-from crossrep.spec import Space
+from crossrep.spec import Space, samples_group
 from streams import topics
 from tests.cluster import SPEC, new_space
 
@@ -114,6 +115,26 @@ def test_promote_says_what_speaks_against_it(bootstrap: str, pair: tuple[Space, 
     monkeypatch.setattr(promoting, "CAUGHT_UP_WITHIN", 0.5)
     (behind,) = promoting.objections(None, published, bootstrap)
     assert behind.startswith(f"{second}: its fold workers are behind")
+
+
+def test_samples_workers_are_behind_by_what_they_have_to_join_and_hold_up_no_promotion(bootstrap: str, pair: tuple[Space, Space]) -> None:
+    """Their group commits the oldest events that it still needs, and beside these where it is."""
+    space, _ = pair
+    producer = kafka.producer(bootstrap)
+    for number in range(10):
+        producer.produce(space.inputs.impressions, b"%d" % number, partition=1)
+        producer.produce(space.inputs.clicks, b"%d" % number, partition=1)
+    assert producer.flush(30) == 0
+    said = json.dumps({"positions": [7, 4], "open": True, "marks": {}})
+    worker = kafka.consumer(bootstrap, samples_group(space))
+    offsets = [TopicPartition(space.inputs.impressions, 1, 2, said), TopicPartition(space.inputs.clicks, 1, 1)]
+    worker.commit(offsets=offsets, asynchronous=False)
+    worker.close()
+    found = stages.standings(space, bootstrap)["samples"]
+    assert found.used and found.committed == {(space.inputs.impressions, 1): 7, (space.inputs.clicks, 1): 4} and found.lag == 3 + 6
+    assert run(bootstrap, "space", "show", space.name).output.splitlines()[-2].split() == [space.name, "samples", "nobody", "9"]
+    assert any("0 samples" in line and "9 samples" in line for line in run(bootstrap, "space", "list").output.splitlines())
+    assert not stages.falls_behind(space, bootstrap, 0.0)
 
 
 def test_a_name_is_a_space_or_stands_for_one(bootstrap: str, pair: tuple[Space, Space], tmp_path: Path) -> None:

@@ -2,77 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from confluent_kafka import TopicPartition
+from training_world import ALL, HOUR, START, World, made_world
 
-import crossrep
 from crossrep import kafka, leaks
 from crossrep.archive import Archive
-from crossrep.archiving import archive
 from crossrep.errors import DataError
-from crossrep.samples import CODEC
-from crossrep.spec import Space, infer_group
-from crossrep.training_sets import Chosen, TrainingSet, TrainingSets, make, names_of, schema
-from tests.cluster import SPEC, new_space
+from crossrep.spec import Space
+from crossrep.training_sets import Chosen, make, names_of, schema
+from tests.cluster import SPEC
 
-HOUR, ALL = 3600, Chosen()
-START = 1_650_000_000
 NAMES = ["sample_id", "user_id", "item_id", "event_time", "label", "clicked_at"]
-
-
-@dataclass
-class World:
-    space: Space
-    bootstrap: str
-    sets: TrainingSets
-    archive: Archive
-    samples: list[dict[str, Any]]  # the last word on each, in event-time order
-
-    def make(self, chosen: Chosen = ALL, **options: Any) -> TrainingSet:
-        return make(self.space, self.bootstrap, self.sets, self.archive, chosen, **options)
-
-    def read(self, made: TrainingSet) -> Any:
-        return pa.concat_tables([pq.read_table(self.sets.path(made.id, file.path)) for file in made.files])
 
 
 @pytest.fixture(scope="module")
 def world(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A day of impressions and clicks of 20 users and 10 items: events as another team's model writes them, and the samples they make."""
-    folder = tmp_path_factory.mktemp("training")
-    space, _ = new_space(bootstrap, folder, partitions=2)
-    random, n = np.random.default_rng(0), 600
-    users, items = random.integers(0, 20, n), random.integers(0, 10, n)
-    times = np.sort(random.integers(0, 24 * HOUR, n)) + START  # some at the same second
-    with crossrep.FrameWriter(space.name, "w", bootstrap, combine=False) as writer:
-        for part in np.array_split(np.arange(n), 5):
-            sources = {name: random.normal(size=(len(part), dim)).astype(np.float32) for name, dim in space.sources.items()}
-            kinds = np.where(random.random(len(part)) < 0.3, "click", "impression")
-            for entity, ids in (("user", users), ("item", items)):
-                writer.write(entity, [f"{entity[0]}{i}" for i in ids[part]], kinds, times[part], sources)
-            writer.commit()
-    producer, last = kafka.producer(bootstrap, partitioner="murmur2_random"), {}
-    for number, label in [*((i, 0) for i in range(n)), *((i, 1) for i in range(0, n, 7))]:  # every seventh is corrected
-        sample = {"sample_id": f"0-{number}", "impression_id": f"e{number}", "user_id": f"u{users[number]}", "item_id": f"i{items[number]}"}
-        moment = int(times[number]) * 1000
-        sample |= {"event_time": moment, "scenario": "feed", "branch": "ad", "label": label, "clicked_at": moment + 5 if label else None}
-        producer.produce(space.samples_topic, CODEC.encode(sample), sample["user_id"])
-        last[sample["sample_id"]] = sample
-    assert producer.flush(30) == 0
-    infer = kafka.consumer(bootstrap, infer_group(space))
-    infer.commit(offsets=[TopicPartition(space.inputs.impressions, 0, 500)], asynchronous=False)
-    infer.close()
-    store = Archive(str(folder / "archive"), space.name)
-    archive(space.name, bootstrap, store)
-    known = sorted((s for s in last.values() if int(s["sample_id"][2:]) < 500), key=lambda s: (s["event_time"], s["sample_id"]))
-    return World(space, bootstrap, TrainingSets(str(folder / "sets"), space.name), store, known)
+    return made_world(bootstrap, tmp_path_factory.mktemp("training"))
 
 
 def test_the_last_word_on_every_sample_that_the_archive_knows(world: World) -> None:
@@ -131,7 +82,7 @@ def test_a_vector_that_is_not_what_was_known_is_found(world: World) -> None:
     at = table.schema.get_field_index("user_cr")
     pq.write_table(table.set_column(at, "user_cr", turned), path)
     _, findings = leaks.check(world.sets, made, world.archive, rows=50)
-    assert findings and {found.problem for found in findings} == {"user_cr is not the aggregate of what was known before"}
+    assert findings and {found.problem for found in findings} == {"cr is not the aggregate of what was known before"}
     world.sets.remove(made.id)
 
 

@@ -12,6 +12,7 @@ from crossrep import frames
 from crossrep.keys import Keys
 from crossrep.records import RecordLayout
 from crossrep.spec import Space
+from crossrep.training_records import TrainingLayout
 from tests.vectors import generate, reference
 
 CONTENT: dict[str, Any] = json.loads(generate.VECTORS.read_text("utf-8"))
@@ -41,7 +42,7 @@ def test_keys_lie_in_the_listed_partitions(listed: dict[str, Any]) -> None:
     assert reference.murmur2(key) == listed["murmur2"]
 
 
-@pytest.mark.parametrize("schema", ["frame_schema", "record_schema"])
+@pytest.mark.parametrize("schema", ["frame_schema", "record_schema", "training_schema"])
 def test_headers_are_fingerprints_of_the_listed_schemas(schema: str) -> None:
     assert CONTENT[schema]["header"] == "c301" + reference.fingerprint(CONTENT[schema]["canonical"]).hex()
 
@@ -68,6 +69,23 @@ def test_records_hold_the_listed_values(listed: dict[str, Any]) -> None:
         expected = -np.inf if number == "-inf" else number
         assert plain[name] == expected
         assert record[name].tolist() == expected
+
+
+@pytest.mark.parametrize("listed", CONTENT["training_samples"], ids=lambda s: s["sample"]["user_id"])
+def test_training_samples_hold_the_listed_values(listed: dict[str, Any]) -> None:
+    value, entities = bytes.fromhex(listed["hex"]), {"user": CONTENT["record_schema"]["fields"]}
+    plain, trace = reference.training_sample(value, bytes.fromhex(CONTENT["training_schema"]["header"]), entities)
+    expected = {name: -np.inf if number == "-inf" else number for name, number in listed["known"]["user"].items()}
+    assert plain == {"known_before": listed["known_before"], "known": {"user": expected}, "sample": listed["sample"]}
+    assert [start for start, _, _ in trace] == [0, *(end for _, end, _ in trace[:-1])] and trace[-1][1] == len(value)
+    batch = TrainingLayout(SPACE).decode([value], {})
+    user, sample = batch.known["user"], listed["sample"]
+    assert batch.sample_ids == [sample["sample_id"]] and batch.user_ids == [sample["user_id"]] and batch.labels[0] == sample["label"]
+    assert (user.counts[0], user.source_offsets[0], user["ur"].times[0]) == tuple(
+        expected[n] for n in ("count", "source_offset", "ur_time")
+    )
+    assert user["cr"].vectors[0].tolist() == expected["cr"]
+    assert user["cr"].weights[0] == (expected["cr_weight"] / 2 if user.found[0] else 0)  # an hour later; half-life 1 h
 
 
 def test_the_listed_records_follow_from_the_listed_events() -> None:

@@ -58,6 +58,6 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wo
                 assert done.exit_code == 0, (words, done.output, done.exception, workers.logs())
                 said += done.output
                 current = words[2] if words[:2] == ["space", "promote"] else current
-        assert "same neighbours" in said and "deleted 7 topics" in said and space_of(served) == current == "kuairand-v2"
+        assert "same neighbours" in said and "deleted 8 topics" in said and space_of(served) == current == "kuairand-v2"
     finally:
         broker.down(workers.folder / "home" / "kafka", kill=True)

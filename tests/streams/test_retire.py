@@ -131,4 +131,4 @@ def test_what_was_interrupted_is_finished_by_repeating_it(bootstrap: str, tmp_pa
         with pytest.raises(SpaceError, match="crossrep space retire"):
             use()
     done = retire.retire(space.name, bootstrap, [])
-    assert space.frames_topic not in done.topics and len(done.topics) == 6 and space.name not in spaces.read_all(bootstrap)
+    assert space.frames_topic not in done.topics and len(done.topics) == 7 and space.name not in spaces.read_all(bootstrap)

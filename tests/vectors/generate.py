@@ -1,4 +1,5 @@
-"""Writes formats.json, test vectors of frames, records, keys and the fold for other languages, and the examples in docs/formats.md.
+"""Writes formats.json, test vectors of frames, records, training samples, keys and the fold for other languages, and the examples in
+docs/formats.md.
 
     python -m tests.vectors.generate
 
@@ -14,14 +15,18 @@ from typing import Any
 
 import numpy as np
 from fastavro.schema import to_parsing_canonical_form
+from numpy.typing import NDArray
 
 from crossrep import frames
 from crossrep.aggregates import Aggregates, combine
+from crossrep.attach import unknown
 from crossrep.avro import single_object_header
 from crossrep.keys import Keys
 from crossrep.records import RecordLayout
-from crossrep.rows import ColumnRows, Rows
+from crossrep.rows import ColumnRows, Known, Rows
+from crossrep.samples import CODEC as SAMPLE
 from crossrep.spec import Space
+from crossrep.training_records import TrainingLayout
 from tests.vectors import reference
 
 HERE = Path(__file__).parent
@@ -98,6 +103,8 @@ def vectors() -> dict[str, Any]:
             "fields": [_field(layout, name) for name in layout.dtype.names[1:]],
         },
         "records": _records(layout, rows),
+        "training_schema": {"canonical": _canonical(TrainingLayout(space).schema()), "header": TrainingLayout(space).header.hex()},
+        "training_samples": _training_samples(TrainingLayout(space), layout, rows),
     }
 
 
@@ -129,15 +136,43 @@ def _frame(partition: int, value: bytes) -> dict[str, Any]:
     return {"partition": partition, "hex": value.hex(), "rows": rows}
 
 
-def _records(layout: RecordLayout, rows: Rows) -> list[dict[str, Any]]:
-    """The events above, folded in order, in a flush whose last frame was at offset 17."""
+def _state(layout: RecordLayout, rows: Rows) -> tuple[list[bytes], NDArray[np.void]]:
+    """Keys and records: the events above, folded in order, in a flush whose last frame was at offset 17."""
     keys = list(dict.fromkeys(rows.keys.tolist()))
     state = Aggregates(layout, len(keys))
     state.fold(np.array([keys.index(key) for key in rows.keys.tolist()], np.int32), rows)
+    return keys, state.records(np.arange(len(keys), dtype=np.int32), 17)
+
+
+def _records(layout: RecordLayout, rows: Rows) -> list[dict[str, Any]]:
     out = []
-    for key, record in zip(keys, state.records(np.arange(len(keys), dtype=np.int32), 17)):
+    for key, record in zip(*_state(layout, rows)):
         values = {name: _plain(record[name].tolist()) for name in layout.dtype.names[1:]}
         out.append({"key": key.decode(), "hex": record.tobytes().hex(), "values": values})
+    return out
+
+
+def _training_samples(training: TrainingLayout, layout: RecordLayout, rows: Rows) -> list[dict[str, Any]]:
+    """An impression of user 7 three hours after the first event, clicked; and one of a user of whom nothing was known, not clicked."""
+    _, records = _state(layout, rows)
+    columns = {}
+    for name, column in layout.columns.items():
+        vectors = records[name] if column.dim else np.empty((len(records), 0), np.float32)
+        weights = np.zeros(len(records)) if column.half_life is None else records[f"{name}_weight"]
+        columns[name] = ColumnRows(vectors, weights, records[f"{name}_time"], records[f"{name}_time"] > -np.inf)
+    seven = Known(records["count"].astype(np.int64), records["event_time"], columns).part(slice(0, 1))
+    at = round(START + 3 * 3600) * 1000
+    sample = {"sample_id": "3-14", "impression_id": "e14", "user_id": "7", "item_id": "i1", "event_time": at, "scenario": "feed"}
+    out = []
+    for known, archived, about in (
+        (seven, 17, {"branch": "ad", "label": 1, "clicked_at": at + 90_000}),
+        (unknown(training.space.entities["user"], 1), -1, {"user_id": "new", "branch": "content", "label": 0, "clicked_at": None}),
+    ):
+        one = {**sample, **about}
+        (value,) = training.encode([SAMPLE.encode(one)], np.array([at / 1000]), {"user": known}, {"user": np.array([archived])})
+        record = np.frombuffer(value[: training.size], training.dtype)[0]
+        values = {name: _plain(record["known"]["user"][name].tolist()) for name in layout.dtype.names[1:]}
+        out.append({"hex": value.hex(), "known_before": at / 1000, "known": {"user": values}, "sample": one})
     return out
 
 
@@ -154,7 +189,12 @@ def examples(content: dict[str, Any]) -> dict[str, str]:
         lines.append((field["offset"], end, f"{field['name']} = {content['records'][0]['values'][field['name']]}"))
     first = bytes.fromhex(content["frames"][0]["hex"])
     _, trace = reference.frame(first, bytes.fromhex(content["frame_schema"]["header"]))
+    sample = bytes.fromhex(content["training_samples"][0]["hex"])
+    entities = {"user": content["record_schema"]["fields"]}
+    _, lies = reference.training_sample(sample, bytes.fromhex(content["training_schema"]["header"]), entities)
     return {
+        "training": f"{len(sample)} bytes:\n\n" + _annotated(sample, lies),
+        "training schema": f"```\n{content['training_schema']['canonical']}\n```\n\nIts header: `{content['training_schema']['header']}`.",
         "partitions": "| key | murmur2 | partition of 4 |\n|---|---|---|\n"
         + "\n".join(f"| `{p['key']}` | `{p['murmur2']:08x}` | {p['partition']} |" for p in content["partitions"]),
         "record": f"Key `{content['records'][0]['key']}`, {len(value)} bytes:\n\n" + _annotated(value, lines),

@@ -1,4 +1,5 @@
-"""A reader of frames and records in plain Python, written from docs/formats.md alone: what a port to another language looks like.
+"""A reader of frames, records and training samples in plain Python, written from docs/formats.md alone: what a port to another language
+looks like.
 
 It imports nothing but `struct`, and is used by the tests to check crossrep's own codecs and the test vectors.
 """
@@ -87,6 +88,15 @@ class Cursor:
     def bytes(self, what: str) -> bytes:
         return self.take(self.long(f"{what}, length"), what)
 
+    def text(self, what: str) -> str:
+        return self.bytes(what).decode()
+
+    def floats(self, kind: str, n: int, what: str) -> list[float]:
+        """Of kind "d" or "f"; what they are stands in the trace."""
+        found = list(struct.unpack(f"<{n}{kind}", self.take(struct.calcsize(f"<{n}{kind}"), what)))
+        self.trace[-1] = (*self.trace[-1][:2], f"{what} = {found[0] if kind == 'd' else found}")
+        return found
+
 
 def frame(value: bytes, header: bytes) -> tuple[dict[str, Any], list[tuple[int, int, str]]]:
     """A frame as rows, and what lies where."""
@@ -122,6 +132,29 @@ def frame(value: bytes, header: bytes) -> tuple[dict[str, Any], list[tuple[int, 
                 parts[name] = {"weight": weights[i], "time": own_times[i], "vector": blocks[index][i] if index >= 0 else []}
         rows.append({"key": keys[offsets[i] : offsets[i + 1]].decode(), "time": times[i], "count": counts[i], "columns": parts})
     return {"space_hash": space_hash.hex(), "entity": entity, "rows": rows}, cursor.trace
+
+
+def training_sample(
+    value: bytes, header: bytes, entities: dict[str, list[dict[str, Any]]]
+) -> tuple[dict[str, Any], list[tuple[int, int, str]]]:
+    """A training sample, and what lies where. `entities`: each one's record fields, as `record` takes them; their offsets are not used."""
+    cursor = Cursor(value, 0)
+    assert cursor.take(10, "C3 01 and the training schema's fingerprint") == header
+    (before,) = cursor.floats("d", 1, "known_before")
+    known: dict[str, dict[str, Any]] = {}
+    for entity, fields in entities.items():
+        known[entity] = {}
+        for field in fields:
+            found = cursor.floats("f" if "dim" in field else "d", field.get("dim", 1), f"{entity}.{field['name']}")
+            known[entity][field["name"]] = found if "dim" in field else found[0]
+    sample: dict[str, Any] = {name: cursor.text(name) for name in ("sample_id", "impression_id", "user_id", "item_id")}
+    sample["event_time"] = cursor.long("event_time")
+    sample["scenario"] = cursor.text("scenario")
+    sample["branch"] = ("content", "ad")[cursor.long("branch")]
+    sample["label"] = cursor.long("label")
+    sample["clicked_at"] = cursor.long("clicked_at") if cursor.long("clicked_at, 1: there is one") else None
+    assert cursor.place == len(value)
+    return {"known_before": before, "known": known, "sample": sample}, cursor.trace
 
 
 def _column(data: bytes, kind: str, n: int, default: tuple[Any, ...]) -> tuple[Any, ...]:
