@@ -13,7 +13,7 @@ from rich.table import Table
 
 from crossrep import kafka, spaces
 from crossrep.cli import bootstrap_option, cli, console, resolve
-from crossrep.cli_analysts import place_option
+from crossrep.cli_analysts import bound_to, place_option
 from crossrep.spec import parse_duration
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -167,7 +167,7 @@ def replay(
 
     \b
     1. The tables are built by the stream's own fold, without Kafka, and written as a snapshot of the new space.
-    2. The snapshot's rows are written to the new space, each exactly once (as `crossrep import` does).
+    2. The snapshot's rows are written to the new space, each exactly once (as `crossrep import` does), and it is bound to their model.
     3. With an archive: the new space's `crossrep infer` will begin at the first event that is not in it.
     An interrupted command is repeated; it goes on where it was.
 
@@ -211,6 +211,7 @@ def replay(
     if only_snapshot:
         return
     console.print(f"{done.seeded:,} rows written to {space.frames_topic}, in {time.monotonic() - began:.1f} s altogether")
+    console.print(bound_to(manifest, space.name))
     for topic, numbers in done.handed_over.items():
         places = ", ".join(f"[{number}] {offset:,}" for number, offset in sorted(numbers.items()))
         console.print(f"crossrep infer {space.name} begins at {topic} {places}")

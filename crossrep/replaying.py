@@ -67,7 +67,7 @@ def replay(
         tables = folding.fold(space, work.tasks, threads, lambda rows: progressed(FOLD, rows, work.rows))
         seconds = max(time.monotonic() - began, 1e-9)
         rows = sum(table.folded for table in tables.values())
-        manifest = folding.publish(store, space, tables, Replayed(source=archive.root if archive else source, cut=cut))
+        manifest = folding.publish(store, space, tables, Replayed(source=archive.root if archive else source, cut=cut), work.model)
     total = manifest.rows
     seeded = seeding.seed(store, manifest, space, bootstrap, progressed=lambda rows: progressed(SEED, rows, total)) if seed else 0
     handover.hand_over(space, to, bootstrap)

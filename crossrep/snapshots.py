@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from crossrep.binding import Model
 from crossrep.cuts import Cut
 from crossrep.dated import Dated, DatedFolders
 
@@ -37,6 +38,7 @@ class Manifest(Dated):
 
     stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
     parts: dict[str, list[Part]]  # by entity, in the order of partitions
+    model: Model | None = None  # that made the vectors; None: nothing says so
     replayed: Replayed | None = None
 
     def sizes(self) -> dict[str, int]:

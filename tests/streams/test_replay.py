@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from confluent_kafka import Message
 
 import streams.cli  # noqa: F401  adds the workers' commands
-from crossrep import LocalView, groups, kafka
+from crossrep import LocalView, binding, groups, kafka, spaces
 from crossrep.archive import Archive
 from crossrep.cli import cli
 from crossrep.records import RecordLayout
@@ -119,6 +119,8 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
         ran = CliRunner().invoke(cli, command_line)
         assert ran.exit_code == 0, (ran.output, ran.exception)
     snapshots = Store(str(tmp_path / "files"), new.name)
+    of = snapshots.find().model
+    assert of is not None and of == binding.model_of(spaces.find(space.name, bootstrap), bootstrap)
     for entity in space.entities:
         layout = RecordLayout(new, entity)
         kept = {key.decode(): layout.decode([value])[0] for key, value in rows(snapshots, snapshots.find(), entity).items()}
