@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import click
@@ -151,6 +151,7 @@ def archived(space: str, archive_url: str | None) -> None:
 @click.option("--only-snapshot", is_flag=True, help="Write the snapshot, and nothing to Kafka.")
 @click.option("--no-hand-over", is_flag=True, help="Leave the offsets of the space's inference workers alone.")
 @click.option("--accept-gap", is_flag=True, help="Replay an archive that lacks frames.")
+@click.option("--until", type=click.DateTime(), help="Only frames appended before. UTC, by the brokers' clock: 2026-01-31T12:00:00.")
 @bootstrap_option
 def replay(
     source: str,
@@ -161,6 +162,7 @@ def replay(
     only_snapshot: bool,
     no_hand_over: bool,
     accept_gap: bool,
+    until: datetime | None,
     bootstrap: str | None,
 ) -> None:
     """Fill a space from the archive of SPACE, and hand over to the live stream: crossrep replay kuairand-v1 --into kuairand-v2.
@@ -169,7 +171,8 @@ def replay(
     1. The tables are built by the stream's own fold, without Kafka, and written as a snapshot of the new space.
     2. The snapshot's rows are written to the new space, each exactly once (as `crossrep import` does), and it is bound to their model.
     3. With an archive: the new space's `crossrep infer` will begin at the first event that is not in it.
-    An interrupted command is repeated; it goes on where it was.
+    An interrupted command is repeated; it goes on where it was. With --until, the state as it was then: the events since are read again, by
+    whatever model the new space is given. That is a rewind that reaches back as far as the archive does.
 
     The new space may have another number of partitions; and other half-lives and weights, if the archived frames hold one event a row
     (`crossrep infer --no-combine`). FILES is a folder, a file or a pattern of Parquet samples: a column of ids for every entity, `event`,
@@ -201,6 +204,7 @@ def replay(
             seed=not only_snapshot,
             hand_over=not (no_hand_over or only_snapshot),
             accept_gap=accept_gap,
+            until=None if until is None else until.replace(tzinfo=UTC).timestamp(),
             progressed=progressed,
         )
     manifest = done.manifest

@@ -31,6 +31,7 @@ class Replayed(BaseModel):
 
     source: str  # an archive's or files' URL
     cut: Cut | None  # the rows are what was made of the events in front of it; None: nobody knows where they end
+    until: float | None = None  # seconds since 1970: frames appended later were left out (crossrep/earlier.py)
 
 
 class Manifest(Dated):
