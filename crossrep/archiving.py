@@ -59,9 +59,10 @@ def archive(
     """
     published = spaces.find(name, bootstrap)
     space = published.space
+    _begin(store, published, bootstrap)
     before = cuts.moment(space, bootstrap)
     bounds = _bounds(space, bootstrap)
-    _begin(store, published, bootstrap)
+    _say_whose(store, published, bootstrap)
     total = sum(end - first for first, end in bounds.values())
     report = Report(dict.fromkeys(space.entities, 0))
     last = store.cut()
@@ -90,13 +91,12 @@ def archive(
 
 
 def _begin(store: Archive, published: Published, bootstrap: str) -> None:
-    """Is what is there of this space and topic? Then say whose vectors they are: asked behind their ends, written before them."""
+    """Is what is there of this space and topic?"""
     space = published.space
     if published.rewinding:
         raise SpaceError(f"space {space.name!r} is being rewound. Finish it first: crossrep rewind {space.name} {published.rewinding}")
     topic_id = str(follow.describe(space.frames_topic, bootstrap).topic_id)
-    about, model = store.about(), binding.model_of(published, bootstrap)
-    new = About(space=space.name, spec_hash=space.hash.hex(), spec=space.toml_dict, topic_id=topic_id, model=model)
+    about, new = store.about(), About(space=space.name, spec_hash=space.hash.hex(), spec=space.toml_dict, topic_id=topic_id)
     if about is None:
         store.begin(new)
     elif (about.spec_hash, about.topic_id) != (new.spec_hash, new.topic_id):
@@ -104,8 +104,13 @@ def _begin(store: Archive, published: Published, bootstrap: str) -> None:
             f"{store.root} is the archive of another {space.frames_topic} (id {about.topic_id}, spec {about.spec_hash}; now {topic_id}, "
             f"{new.spec_hash}): the topic was created anew. Archive to another place: --to URL"
         )
-    elif model not in (None, about.model):
-        store.begin(new)
+
+
+def _say_whose(store: Archive, published: Published, bootstrap: str) -> None:
+    """Record the model: asked once the ends of what is to be archived are known, and written before the first file of it."""
+    about, model = store.described(), binding.model_of(published, bootstrap)
+    if model not in (None, about.model):
+        store.begin(about.model_copy(update={"model": model}))
 
 
 def _bounds(space: Space, bootstrap: str) -> dict[int, tuple[int, int]]:

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from confluent_kafka import KafkaError, KafkaException
 
 from crossrep import kafka, spaces
-from crossrep.errors import CrossrepError, ModelError, SpaceError
+from crossrep.errors import CrossrepError, ModelError, SpaceError, TopicError
 from crossrep.spaces import MODELS_TOPIC, Published
 from crossrep.spec import infer_group, next_name
 
@@ -57,6 +57,7 @@ def bind(published: Published, model: Model, bootstrap: str, accept: bool = Fals
 
     Raises:
         ModelError: the space is another model's, or `accept` while workers of it run.
+        TopicError: there is no topic to record it on.
         CrossrepError: the cluster does not answer.
     """
     bound = read(published, bootstrap)
@@ -69,6 +70,11 @@ def bind(published: Published, model: Model, bootstrap: str, accept: bool = Fals
     while True:
         producer = kafka.transactional_producer(bootstrap, f"{MODELS_TOPIC}.control", TIMEOUT)
         try:
+            if MODELS_TOPIC not in producer.list_topics(timeout=kafka.REQUEST_TIMEOUT).topics:
+                raise TopicError(
+                    f"topic {MODELS_TOPIC} is missing: the topics of space {space.name!r} were made by an older crossrep. Once more: crossrep "
+                    "topics create SPEC.toml"
+                )
             kafka.retried(lambda: producer.init_transactions(kafka.REQUEST_TIMEOUT))  # noqa: B023  called at once
             if not accept:
                 bound = read(published, bootstrap)

@@ -249,4 +249,4 @@ def bound_to(manifest: Manifest, into: str) -> str:
     """What an import of the snapshot has said of the space's model, for people."""
     if manifest.model is not None:
         return f"space {into} is that of model {manifest.model.label} ({manifest.model.digest[:12]}) now, whose vectors these are"
-    return f"nothing says which model made these vectors, and {into} is bound to none by them: only that model may write to it"
+    return f"nothing says which model made these vectors, so they bind space {into} to none: see to it that no other one writes there"

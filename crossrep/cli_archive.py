@@ -124,9 +124,10 @@ def archived(space: str, archive_url: str | None) -> None:
     from crossrep.archive import Archive
 
     store = Archive(archive_url, space)
+    about = store.described()
     table = Table("entity", "files", "rows", "MB", "MB a million rows", "hours (UTC)", box=None)
     begins: dict[int, int] = {}
-    for entity in store.declared().entities:
+    for entity in about.declared().entities:
         files = store.files(entity)
         rows, size = sum(map(store.size, files)), sum(store.fs.size(file.path) for file in files)
         hours = [file.hour for file in files]
@@ -134,6 +135,7 @@ def archived(space: str, archive_url: str | None) -> None:
         span = f"{min(hours):%Y-%m-%d %H} to {max(hours):%Y-%m-%d %H}" if hours else ""
         table.add_row(entity, f"{len(files):,}", f"{rows:,}", f"{size / 1e6:,.1f}", f"{size / max(rows, 1):,.0f}", span)
     console.print(table)
+    console.print(f"vectors of model {about.model.label if about.model else '(not known)'}")
     cut = store.cut()
     console.print(f"complete up to cut {cut.id}" if cut else f"no cut yet: crossrep archive {space}")
     if late := {number: first for number, first in sorted(begins.items()) if first}:

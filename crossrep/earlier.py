@@ -44,7 +44,7 @@ def earlier(store: Archive, cut: Cut, until: float) -> Cut:
             offsets, times, sources, headers = opened.appended()
         wanted = (offsets >= file.start) & in_front.rows(file.partition, offsets, sources, headers)
         late = offsets[wanted & (times >= until)]
-        ends[file.partition] = min([ends.get(file.partition, 0), *late[:1].tolist()])
+        ends[file.partition] = int(late.min(initial=ends.get(file.partition, 0)))
         last = np.full(len(headers), -1)
         said = wanted & (sources >= 0)
         np.maximum.at(last, sources[said], offsets[said])
