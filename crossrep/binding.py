@@ -72,7 +72,7 @@ def bind(published: Published, model: Model, bootstrap: str, accept: bool = Fals
         try:
             if MODELS_TOPIC not in producer.list_topics(timeout=kafka.REQUEST_TIMEOUT).topics:
                 raise TopicError(
-                    f"topic {MODELS_TOPIC} is missing: the topics of space {space.name!r} were made by an older crossrep. Once more: crossrep "
+                    f"topic {MODELS_TOPIC} is missing: the topics of space {space.name!r} are an older crossrep's. Once more: crossrep "
                     "topics create SPEC.toml"
                 )
             kafka.retried(lambda: producer.init_transactions(kafka.REQUEST_TIMEOUT))  # noqa: B023  called at once
