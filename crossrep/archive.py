@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from crossrep import archive_columns, kafka, places
 from crossrep.archive_columns import Archived
+from crossrep.binding import Model
 from crossrep.cuts import Cut
 from crossrep.dated import started
 from crossrep.errors import DataError
@@ -45,6 +46,7 @@ class About(BaseModel):
     spec_hash: str
     spec: dict[str, Any]
     topic_id: str  # of frames.<space>: offsets mean nothing in another topic of that name
+    model: Model | None = None  # that the space was bound to when this was last written; None: nothing says whose vectors these are
 
     def declared(self) -> Space:
         """The spec. Raises SpecError, DataError if this crossrep reads it differently."""
@@ -107,12 +109,16 @@ class Archive:
         except ValidationError as error:
             raise DataError(f"{self.root}/{ABOUT} is not of an archive this crossrep can read: {error.errors()[0]['msg']}") from None
 
-    def declared(self) -> Space:
-        """The spec of the space whose frames these are. Raises DataError: there is no archive."""
+    def described(self) -> About:
+        """What `about` says. Raises DataError: there is no archive."""
         about = self.about()
         if about is None:
             raise DataError(f"no archive of space {self.space!r} in {self.url}. Begin one: crossrep archive {self.space} --to {self.url}")
-        return about.declared()
+        return about
+
+    def declared(self) -> Space:
+        """The spec of the space whose frames these are. Raises DataError: there is no archive."""
+        return self.described().declared()
 
     def listed(self, entity: str) -> list[File]:
         """All files of an entity, by partition and first offset, also those whose frames other files have too."""

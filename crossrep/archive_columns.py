@@ -214,12 +214,20 @@ class Opened:
 
     def times(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32], list[str]]:
         """Of all rows: offset, event time, and the header as an index into a list, -1 without one. Raises DataError: it is damaged."""
-        table = self.table(["_offset", "_event_time", "_source"]).unify_dictionaries().combine_chunks()
+        return self._with_headers("_event_time")
+
+    def appended(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32], list[str]]:
+        """The same, with the frame's append time, seconds since 1970, in the place of the event time."""
+        offsets, times, sources, headers = self._with_headers("_append_time")
+        return offsets, times.astype(np.int64) / 1000, sources, headers
+
+    def _with_headers(self, name: str) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int32], list[str]]:
+        table = self.table(["_offset", name, "_source"]).unify_dictionaries().combine_chunks()
         if not len(table):
             return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int32), []
         (source,) = table["_source"].chunks
         sources = source.indices.fill_null(-1).to_numpy()
-        return table["_offset"].to_numpy(), table["_event_time"].to_numpy(), sources, source.dictionary.to_pylist()
+        return table["_offset"].to_numpy(), table[name].to_numpy(), sources, source.dictionary.to_pylist()
 
     def _damaged(self, error: Exception) -> DataError:
         return DataError(f"{self.path} cannot be read: {error}. It is damaged, or was removed by another run's --keep")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Message
 
-from crossrep import archive_columns, cuts, follow, forget, frames, kafka, lineage, spaces
+from crossrep import archive_columns, binding, cuts, follow, forget, frames, kafka, lineage, spaces
 from crossrep.archive import About, Archive, Order
 from crossrep.archive_columns import Frame
 from crossrep.cuts import Cut
@@ -62,6 +62,7 @@ def archive(
     _begin(store, published, bootstrap)
     before = cuts.moment(space, bootstrap)
     bounds = _bounds(space, bootstrap)
+    _say_whose(store, published, bootstrap)
     total = sum(end - first for first, end in bounds.values())
     report = Report(dict.fromkeys(space.entities, 0))
     last = store.cut()
@@ -103,6 +104,13 @@ def _begin(store: Archive, published: Published, bootstrap: str) -> None:
             f"{store.root} is the archive of another {space.frames_topic} (id {about.topic_id}, spec {about.spec_hash}; now {topic_id}, "
             f"{new.spec_hash}): the topic was created anew. Archive to another place: --to URL"
         )
+
+
+def _say_whose(store: Archive, published: Published, bootstrap: str) -> None:
+    """Record the model: asked once the ends of what is to be archived are known, and written before the first file of it."""
+    about, model = store.described(), binding.model_of(published, bootstrap)
+    if model not in (None, about.model):
+        store.begin(about.model_copy(update={"model": model}))
 
 
 def _bounds(space: Space, bootstrap: str) -> dict[int, tuple[int, int]]:

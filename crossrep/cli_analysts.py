@@ -17,7 +17,7 @@ from crossrep.cli import bootstrap_option, cli, console, space_option
 from crossrep.errors import CrossrepError, DataError
 
 if TYPE_CHECKING:
-    from crossrep.snapshots import Store
+    from crossrep.snapshots import Manifest, Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -87,10 +87,11 @@ def snapshots(space: str, url: str | None) -> None:
     """The snapshots of SPACE, oldest first. The newest is what other commands take unless they are told."""
 
     store = _store(url, space)
-    table = Table("snapshot", "taken", "rows", "MB", "crossrep", box=None)
+    table = Table("snapshot", "taken", "rows", "MB", "model", "crossrep", box=None)
     for found in store.published():
         rows = ", ".join(f"{sum(part.rows for part in parts):,} {entity}" for entity, parts in found.parts.items())
-        table.add_row(found.id, f"{found.created:%Y-%m-%d %H:%M:%S} UTC", rows, f"{found.bytes / 1e6:.1f}", found.crossrep)
+        model = found.model.label if found.model else "not known"
+        table.add_row(found.id, f"{found.created:%Y-%m-%d %H:%M:%S} UTC", rows, f"{found.bytes / 1e6:.1f}", model, found.crossrep)
     console.print(table)
     if not table.row_count:
         console.print(f"none of {space!r} in {store.url}. Take one: crossrep snapshot {space}")
@@ -225,6 +226,7 @@ def import_snapshot(source: str, into: str, id: str | None, add: bool, url: str 
 
     For another number of partitions, or a new name. Both must declare the same columns. The rows go through the space's frames topic, as
     partials, for its fold workers; each exactly once: an import that was interrupted goes on where it was when the command is repeated.
+    The space is bound to the model that made the snapshot's vectors, if that is known; one that is bound to another is refused.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -239,4 +241,12 @@ def import_snapshot(source: str, into: str, id: str | None, add: bool, url: str 
         written = seeding.seed(store, manifest, space, address, add, lambda rows: progress.advance(task, rows))
     before = manifest.rows - written
     console.print(f"{written:,} rows of snapshot {manifest.id} written to {space.frames_topic}; {before:,} were there already")
+    console.print(bound_to(manifest, into))
     console.print(f"they are in once its fold workers have folded them: crossrep fold {into}")
+
+
+def bound_to(manifest: Manifest, into: str) -> str:
+    """What an import of the snapshot has said of the space's model, for people."""
+    if manifest.model is not None:
+        return f"space {into} is that of model {manifest.model.label} ({manifest.model.digest[:12]}) now, whose vectors these are"
+    return f"nothing says which model made these vectors, so they bind space {into} to none: see to it that no other one writes there"

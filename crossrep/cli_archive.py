@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import click
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from crossrep import kafka, spaces
 from crossrep.cli import bootstrap_option, cli, console, resolve
-from crossrep.cli_analysts import place_option
+from crossrep.cli_analysts import bound_to, place_option
 from crossrep.spec import parse_duration
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -124,9 +124,10 @@ def archived(space: str, archive_url: str | None) -> None:
     from crossrep.archive import Archive
 
     store = Archive(archive_url, space)
+    about = store.described()
     table = Table("entity", "files", "rows", "MB", "MB a million rows", "hours (UTC)", box=None)
     begins: dict[int, int] = {}
-    for entity in store.declared().entities:
+    for entity in about.declared().entities:
         files = store.files(entity)
         rows, size = sum(map(store.size, files)), sum(store.fs.size(file.path) for file in files)
         hours = [file.hour for file in files]
@@ -134,6 +135,7 @@ def archived(space: str, archive_url: str | None) -> None:
         span = f"{min(hours):%Y-%m-%d %H} to {max(hours):%Y-%m-%d %H}" if hours else ""
         table.add_row(entity, f"{len(files):,}", f"{rows:,}", f"{size / 1e6:,.1f}", f"{size / max(rows, 1):,.0f}", span)
     console.print(table)
+    console.print(f"vectors of model {about.model.label if about.model else '(not known)'}")
     cut = store.cut()
     console.print(f"complete up to cut {cut.id}" if cut else f"no cut yet: crossrep archive {space}")
     if late := {number: first for number, first in sorted(begins.items()) if first}:
@@ -151,6 +153,7 @@ def archived(space: str, archive_url: str | None) -> None:
 @click.option("--only-snapshot", is_flag=True, help="Write the snapshot, and nothing to Kafka.")
 @click.option("--no-hand-over", is_flag=True, help="Leave the offsets of the space's inference workers alone.")
 @click.option("--accept-gap", is_flag=True, help="Replay an archive that lacks frames.")
+@click.option("--until", type=click.DateTime(), help="Only frames appended before. UTC, by the brokers' clock: 2026-01-31T12:00:00.")
 @bootstrap_option
 def replay(
     source: str,
@@ -161,15 +164,17 @@ def replay(
     only_snapshot: bool,
     no_hand_over: bool,
     accept_gap: bool,
+    until: datetime | None,
     bootstrap: str | None,
 ) -> None:
     """Fill a space from the archive of SPACE, and hand over to the live stream: crossrep replay kuairand-v1 --into kuairand-v2.
 
     \b
     1. The tables are built by the stream's own fold, without Kafka, and written as a snapshot of the new space.
-    2. The snapshot's rows are written to the new space, each exactly once (as `crossrep import` does).
+    2. The snapshot's rows are written to the new space, each exactly once (as `crossrep import` does), and it is bound to their model.
     3. With an archive: the new space's `crossrep infer` will begin at the first event that is not in it.
-    An interrupted command is repeated; it goes on where it was.
+    An interrupted command is repeated; it goes on where it was. With --until, the state as it was then: the events since are read again, by
+    whatever model the new space is given. That is a rewind that reaches back as far as the archive does.
 
     The new space may have another number of partitions; and other half-lives and weights, if the archived frames hold one event a row
     (`crossrep infer --no-combine`). FILES is a folder, a file or a pattern of Parquet samples: a column of ids for every entity, `event`,
@@ -201,6 +206,7 @@ def replay(
             seed=not only_snapshot,
             hand_over=not (no_hand_over or only_snapshot),
             accept_gap=accept_gap,
+            until=None if until is None else until.replace(tzinfo=UTC).timestamp(),
             progressed=progressed,
         )
     manifest = done.manifest
@@ -211,6 +217,7 @@ def replay(
     if only_snapshot:
         return
     console.print(f"{done.seeded:,} rows written to {space.frames_topic}, in {time.monotonic() - began:.1f} s altogether")
+    console.print(bound_to(manifest, space.name))
     for topic, numbers in done.handed_over.items():
         places = ", ".join(f"[{number}] {offset:,}" for number, offset in sorted(numbers.items()))
         console.print(f"crossrep infer {space.name} begins at {topic} {places}")

@@ -33,7 +33,7 @@ def offsets(cut: Cut, archived: Space, space: Space, bootstrap: str) -> Offsets:
                 if first > offset:
                     raise StateError(
                         f"the events behind the cut begin at {topic}[{number}]@{offset}, but those before {first} were deleted. Archive "
-                        "again, for a newer cut"
+                        "again, for a newer cut; with --until, say a later time. Or leave those out: --no-hand-over"
                     )
     finally:
         client.close()

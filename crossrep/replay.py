@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from crossrep import parquet, taking
 from crossrep.aggregates import Aggregates
 from crossrep.algebra import NEVER
+from crossrep.binding import Model
 from crossrep.dated import header
 from crossrep.keys import KeyIndex, Keys
 from crossrep.records import RecordLayout
@@ -34,6 +35,7 @@ class Source:
 
     tasks: list[Task]
     rows: int
+    model: Model | None = None  # that made the vectors; None: nothing says so
 
 
 _SLOTS = 1 << 14  # of an empty table
@@ -107,7 +109,7 @@ def fold(space: Space, tasks: Sequence[Task], threads: int, progressed: Progress
     return mine
 
 
-def publish(store: Store, space: Space, tables: dict[str, Table], replayed: Replayed) -> Manifest:
+def publish(store: Store, space: Space, tables: dict[str, Table], replayed: Replayed, model: Model | None = None) -> Manifest:
     """Write the tables as a snapshot of the space. Keys that have expired by their partition's newest event are left out.
 
     Raises:
@@ -130,7 +132,7 @@ def publish(store: Store, space: Space, tables: dict[str, Table], replayed: Repl
                 parts[entity].append(taking.write_part(store, id, table.layout, number, _runs(table, slots), **offsets))
             newest_of_all = float(table.state.event_time.max(initial=NEVER))
             times[entity] = newest_of_all if newest_of_all > NEVER else None
-        manifest = Manifest(**header(space, id), stream_times=times, parts=parts, replayed=replayed)
+        manifest = Manifest(**header(space, id), stream_times=times, parts=parts, model=model, replayed=replayed)
         store.publish(manifest)
     return manifest
 

@@ -27,7 +27,8 @@ def of_archive(store: Archive, space: Space, cut: Cut | None, accept_gap: bool =
         SpaceError: the space aggregates what the archived rows do not tell; says what.
         DataError: there is no archive, or it has a gap.
     """
-    archived = store.declared()
+    about = store.described()
+    archived = about.declared()
     tasks: list[Task] = []
     total = 0
     in_front = InFront(cut)
@@ -49,7 +50,7 @@ def of_archive(store: Archive, space: Space, cut: Cut | None, accept_gap: bool =
                 clock = partial(_clock, store, archived, number, in_front)
                 tasks.append(partial(_frame_by_frame, read, how, clock, expire_after))
         total += sum(store.size(file) for file in files)
-    return Source(tasks, total)
+    return Source(tasks, total, about.model)
 
 
 Runs = Callable[[], Iterator[Archived]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from crossrep import algebra, places
 from crossrep.algebra import NEVER
+from crossrep.binding import Model
 from crossrep.errors import DataError
 from crossrep.extras import extra
 from crossrep.keys import Keys
@@ -27,6 +29,9 @@ with extra("analytics"):
     import pyarrow.parquet as pq
 
 
+MODEL = b"crossrep.model"  # of a file's metadata: JSON of the Model that made its vectors, as `crossrep represent` says
+
+
 def of_files(url: str, space: Space) -> Source:
     """Parquet files with a column for every source of the space, `event`, `event_time`, and one for the ids of every entity.
 
@@ -34,23 +39,30 @@ def of_files(url: str, space: Space) -> Source:
         url: a file, a folder, or a pattern such as s3://bucket/samples/*.parquet.
 
     Raises:
-        DataError: there are none, or a column is missing; names it.
+        DataError: there are none, a column is missing, or they say that they are of several models; names it.
     """
     fs, paths = paths_of(url)
     fields = [*(space.key_field(entity) for entity in space.entities), "event", "event_time", *space.sources]
     tasks: list[Task] = []
     rows = 0
+    models: dict[str, Model] = {}
     for path in paths:
         try:
             with opened(fs, path) as file:
-                metadata, names = pq.ParquetFile(file).metadata, pq.read_schema(file).names
-        except (OSError, pa.ArrowException) as error:
+                metadata, schema = pq.ParquetFile(file).metadata, pq.read_schema(file)
+            if MODEL in (schema.metadata or {}):
+                model = Model(**json.loads(schema.metadata[MODEL]))
+                models[model.digest] = model
+        except (OSError, ValueError, TypeError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
-        if missing := [field for field in fields if field not in names]:
+        if missing := [field for field in fields if field not in schema.names]:
             raise DataError(f"{path} has no column {', '.join(missing)}; space {space.name!r} needs {', '.join(fields)}")
         tasks += [partial(_row_group, fs, path, group, space, fields) for group in range(metadata.num_row_groups)]
         rows += metadata.num_rows * len(space.entities)
-    return Source(tasks, rows)
+    if len(models) > 1:
+        labels = ", ".join(sorted(model.label for model in models.values()))
+        raise DataError(f"{url} holds vectors of several models ({labels}), which are never averaged: replay each into a space of its own")
+    return Source(tasks, rows, next(iter(models.values()), None))
 
 
 def paths_of(url: str) -> tuple[Any, list[str]]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from crossrep import handover, kafka, replay_archive, replay_files, seeding
 from crossrep import replay as folding
 from crossrep.archive import Archive
-from crossrep.errors import DataError
+from crossrep.cuts import Cut
+from crossrep.earlier import earlier
+from crossrep.errors import DataError, StateError
 from crossrep.groups import Offsets
 from crossrep.snapshots import Manifest, Replayed, Store
 from crossrep.spec import Space
@@ -38,6 +40,7 @@ def replay(
     seed: bool = True,
     hand_over: bool = True,
     accept_gap: bool = False,
+    until: float | None = None,
     progressed: Progressed = lambda step, rows, total: None,
 ) -> Done:
     """Build a snapshot of the space, write it into the space, and let the space's inference workers go on behind it.
@@ -45,6 +48,7 @@ def replay(
     Args:
         source: the name of an archived space; or Parquet files of samples, if it holds a "/" or "*" or ends in ".parquet".
         accept_gap: replay an archive that lacks frames.
+        until: only frames that were appended before, by the brokers' clock, seconds since 1970.
 
     Raises:
         SpaceError, DataError, StateError: source and space do not fit, or the space is in use already. Says what to do.
@@ -53,8 +57,10 @@ def replay(
     store = Store(snapshots_url, space.name)
     files = "/" in source or "*" in source or source.endswith(".parquet")
     archive = None if files else Archive(archive_url, source)
+    if until is not None and archive is None:
+        raise DataError(f"files of samples do not say when they were written: {source} cannot be replayed until a time")
     begun = _begun(store, space, bootstrap) if seed else None
-    cut = begun.replayed.cut if begun and begun.replayed else archive.cut() if archive else None
+    cut = _cut(archive, begun, until) if archive is not None else None
     to: Offsets = {}
     if hand_over and archive is not None:
         if cut is None:
@@ -67,11 +73,29 @@ def replay(
         tables = folding.fold(space, work.tasks, threads, lambda rows: progressed(FOLD, rows, work.rows))
         seconds = max(time.monotonic() - began, 1e-9)
         rows = sum(table.folded for table in tables.values())
-        manifest = folding.publish(store, space, tables, Replayed(source=archive.root if archive else source, cut=cut))
+        manifest = folding.publish(
+            store, space, tables, Replayed(source=archive.root if archive else source, cut=cut, until=until), work.model
+        )
     total = manifest.rows
     seeded = seeding.seed(store, manifest, space, bootstrap, progressed=lambda rows: progressed(SEED, rows, total)) if seed else 0
     handover.hand_over(space, to, bootstrap)
     return Done(manifest, rows, seconds, seeded, to)
+
+
+def _cut(archive: Archive, begun: Manifest | None, until: float | None) -> Cut | None:
+    """Up to where the archive is replayed: the cut that an earlier run began with, the newest, or the part of that from before a time."""
+    if begun is not None and begun.replayed is not None:
+        if begun.replayed.until != until:
+            raise StateError(
+                f"an earlier replay into space {begun.space!r} was until another time. Repeat that one, or replay into a new space"
+            )
+        return begun.replayed.cut
+    newest = archive.cut()
+    if until is None:
+        return newest
+    if newest is None:
+        raise DataError(f"the archive of space {archive.space!r} has no cut yet. Make one: crossrep archive {archive.space}")
+    return earlier(archive, newest, until)
 
 
 def _begun(store: Store, space: Space, bootstrap: str) -> Manifest | None:

@@ -17,7 +17,7 @@ import numpy as np
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from numpy.typing import NDArray
 
-from crossrep import frames, kafka, parquet
+from crossrep import binding, frames, kafka, parquet, spaces
 from crossrep.algebra import NEVER
 from crossrep.errors import BadFrame, CrossrepError, DataError, SpaceError
 from crossrep.keys import Keys
@@ -50,7 +50,8 @@ def seed(
 ) -> int:
     """Write every row of a snapshot into a space; what an earlier, interrupted run of the same import wrote is not written again.
 
-    Vectors are rounded to the space's `vectors` type; counts, weights and times arrive exactly.
+    Vectors are rounded to the space's `vectors` type; counts, weights and times arrive exactly. Before the first of them the space is bound
+    to the model that made them (crossrep/binding.py), if the snapshot says which.
 
     Args:
         add: also into a space that holds frames already.
@@ -60,6 +61,7 @@ def seed(
 
     Raises:
         SpaceError: the space's entities do not fit the snapshot's, or it holds something else; says what.
+        ModelError: the space is bound to another model.
         DataError: a file of the snapshot is damaged, or holds what no frame can.
         CrossrepError: the cluster does not answer, or another import into this space has taken over. Repeating is safe.
     """
@@ -70,7 +72,11 @@ def seed(
     written, index = 0, 0
     try:
         kafka.retried(lambda: producer.init_transactions(kafka.REQUEST_TIMEOUT))  # ends what a killed run has left open
-        done = _begin(producer, client, group, manifest, space, bootstrap, add)
+        done = _done(client, manifest, space, bootstrap, add)
+        if manifest.model is not None:
+            binding.bind(spaces.find(space.name, bootstrap), manifest.model, bootstrap)
+        if done is None:
+            _commit(producer, group, space, [], Marker(manifest.id, done := 0))  # from now on what lies there is this import's
         for entity, part in ((entity, part) for entity, parts in manifest.parts.items() for part in parts):
             for keys, records in _row_groups(store, manifest, entity, part):
                 index += 1
@@ -131,8 +137,8 @@ def marker(client: Any, space: Space) -> Marker | None:
     return Marker(**json.loads(part.metadata)) if part.offset >= 0 else None
 
 
-def _begin(producer: Producer, client: Any, group: Any, manifest: Manifest, space: Space, bootstrap: str, add: bool) -> int:
-    """Row groups already done."""
+def _done(client: Any, manifest: Manifest, space: Space, bootstrap: str, add: bool) -> int | None:
+    """Row groups already written; None: this import has not begun. Raises SpaceError: something else is there."""
     found = marker(client, space)
     if found is not None and found.snapshot == manifest.id:
         return found.done
@@ -146,8 +152,7 @@ def _begin(producer: Producer, client: Any, group: Any, manifest: Manifest, spac
             f"{space.frames_topic} holds frames already, of events or of another import: what they count might be counted twice. Import "
             "into a new space, or say --add if the snapshot's events are surely not among them"
         )
-    _commit(producer, group, space, [], Marker(manifest.id, 0))  # from now on what lies there is this import's
-    return 0
+    return None
 
 
 def _row_groups(store: Store, manifest: Manifest, entity: str, part: Part) -> Iterator[tuple[Keys, NDArray[np.void]]]:

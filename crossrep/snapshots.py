@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from crossrep.binding import Model
 from crossrep.cuts import Cut
 from crossrep.dated import Dated, DatedFolders
 
@@ -30,6 +31,7 @@ class Replayed(BaseModel):
 
     source: str  # an archive's or files' URL
     cut: Cut | None  # the rows are what was made of the events in front of it; None: nobody knows where they end
+    until: float | None = None  # seconds since 1970: frames appended later were left out (crossrep/earlier.py)
 
 
 class Manifest(Dated):
@@ -37,6 +39,7 @@ class Manifest(Dated):
 
     stream_times: dict[str, float | None]  # by entity: the newest event of any row, seconds since 1970; None: no rows
     parts: dict[str, list[Part]]  # by entity, in the order of partitions
+    model: Model | None = None  # that made the vectors; None: nothing says so
     replayed: Replayed | None = None
 
     def sizes(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from crossrep.errors import CrossrepError, SpaceError
 from crossrep.spec import Space
 
 SPACES_TOPIC = "spaces"  # compacted, one partition; name of a space or an alias -> JSON
-MODELS_TOPIC = "models"  # likewise: space name -> the model that writes to it (streams/binding.py)
+MODELS_TOPIC = "models"  # likewise: space name -> the model that writes to it (crossrep/binding.py)
 READ_WITHIN = 20.0  # seconds, of the whole topic
 REMEMBERED = 50  # promotions that an alias keeps
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import changelog, parquet, spaces
+from crossrep import binding, changelog, parquet, spaces
 from crossrep.algebra import NEVER
 from crossrep.dated import header
 from crossrep.keys import Keys
@@ -41,7 +41,7 @@ def take(published: Published, bootstrap: str, store: Store, progressed: Progres
             parts[entity] = [part for part, _ in found]
             times[entity] = max((time for _, time in found if time > NEVER), default=None)
         changelog.refuse_changed(spaces.find(space.name, bootstrap), entities, bootstrap)
-        manifest = Manifest(**header(space, id), stream_times=times, parts=parts)
+        manifest = Manifest(**header(space, id), stream_times=times, parts=parts, model=binding.model_of(published, bootstrap))
         store.publish(manifest)
     return manifest
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrep.binding import Model
 from crossrep.errors import ModelError
 
 KINDS = {"lfm4ads": "models.lfm4ads"}
@@ -50,11 +51,9 @@ class UpstreamModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Model):
     """Which weights a worker runs."""
 
-    label: str  # for people: kuairand@3, or the folder
-    digest: str
     space: str | None = None  # the space they were registered for
 
 

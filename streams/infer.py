@@ -11,6 +11,7 @@ import numpy as np
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
+from crossrep import binding
 from crossrep.errors import BadRecord, CrossrepError, ModelError
 from crossrep.frames import CLOCK_SKEW
 from crossrep.spec import MAX_KEY_BYTES, Space
@@ -19,7 +20,7 @@ from models.upstream import Identity, UpstreamModel
 from schemas import codec
 from schemas.columns import ColumnDecoder, Columns
 from schemas.events import check_event
-from streams import binding, metrics, topics
+from streams import metrics, topics
 from streams.features import FeatureView
 from streams.pipeline import Options, Output, Pipeline
 from streams.vectors import narrowed
@@ -144,7 +145,7 @@ def run(space: Space, bootstrap: str, model: UpstreamModel, identity: Identity, 
     """
     published = topics.check(space, bootstrap)
     check_model(space, model, identity)
-    binding.bind(published, identity, group_of(space), bootstrap, accept_model)
+    binding.bind(published, identity, bootstrap, accept_model)
     users = FeatureView("user", space.inputs.user_features, model, bootstrap)
     items = FeatureView("item", space.inputs.item_features, model, bootstrap)
     inputs = [space.inputs.impressions, space.inputs.clicks]

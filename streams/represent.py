@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from crossrep import places
 from crossrep.errors import DataError
-from crossrep.replay_files import keys_column, opened, paths_of, seconds
+from crossrep.replay_files import MODEL, keys_column, opened, paths_of, seconds
 from crossrep.spec import Space
 from crossrep.writer import rounded
 from models.upstream import Identity, UpstreamModel
@@ -57,7 +58,7 @@ def represent(
         items.wait()
         total: int = sum(pq.ParquetFile(opened(fs, path)).metadata.num_rows for path in paths)
         for path in paths:
-            _file(fs, path, out / path.rpartition("/")[2], space, model, users, items, lambda events: progressed(events, total))
+            _file(fs, path, out / path.rpartition("/")[2], space, model, identity, users, items, lambda events: progressed(events, total))
         return total
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         raise DataError(f"events in {url} cannot be represented: {error}") from None
@@ -72,6 +73,7 @@ def _file(
     to: Path,
     space: Space,
     model: UpstreamModel,
+    identity: Identity,
     users: FeatureView,
     items: FeatureView,
     progressed: Callable[[int], None],
@@ -85,6 +87,8 @@ def _file(
         layout = source.schema_arrow
         for name, dim in space.sources.items():
             layout = layout.append(pa.field(name, pa.list_(pa.field("element", kind, nullable=False), dim)))
+        said = json.dumps({"label": identity.label, "digest": identity.digest})
+        layout = layout.with_metadata({**(layout.metadata or {}), MODEL: said})
         with pq.ParquetWriter(beside, layout, compression="zstd") as writer:
             for batch in _batches(source):
                 times = seconds(batch.column("event_time"))

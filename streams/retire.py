@@ -92,7 +92,7 @@ def retire(name: str, bootstrap: str, disks: Iterable[Path]) -> Retired:
 
 
 def _forget_model(name: str, bootstrap: str) -> None:
-    """Which one wrote to it (streams/binding.py)."""
+    """Which one wrote to it (crossrep/binding.py)."""
     if name not in spaces.read_all(bootstrap, spaces.MODELS_TOPIC):
         return
     producer = kafka.producer(bootstrap, acks="all")

@@ -236,7 +236,8 @@ def _find_former_state(space: Space, bootstrap: str, step: Step, first_frame: in
         raise StateError(
             f"the history of {space.frames_topic}[{step.number}] does not reach back to offset {step.cut}: it holds "
             f"{_span(known.values())}, and the frames from {first_frame} on. The space declares history = "
-            f'"{space.toml_dict["history"]}": a longer one must be declared, and published, before it is needed'
+            f'"{space.toml_dict["history"]}": a longer one must be declared, and published, before it is needed. An archive '
+            f"reaches further: crossrep replay {space.name} --into NEW --until TIME"
         )
     step.point = max(points, key=lambda point: point.offset)
     former: dict[str, dict[bytes, bytes]] = {entity: {} for entity in space.entities}

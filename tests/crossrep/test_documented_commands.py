@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def test_they_do_what_they_say(bootstrap: str, tmp_path: Path, monkeypatch: pyte
 
 def run_all(shown: list[list[str]], name: str, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in shown:
-        words = [word.replace("kuairand-v1", name).replace("kuairand-v2", f"{name}-2") for word in words]
+        words = [re.sub(r"kuairand-v([23])", rf"{name}-\1", word).replace("kuairand-v1", name) for word in words]
+        words = [re.sub(r"^\d{4}-\d\d-\d\dT[\d:]{8}$", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}", word) for word in words]
         if words[0] == "export":
             monkeypatch.setenv(*words[1].split("="))
             continue
@@ -54,14 +56,16 @@ def test_those_of_the_archive(bootstrap: str, tmp_path: Path, monkeypatch: pytes
     Load(space, bootstrap).send(300)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CROSSREP_HOME", str(tmp_path))
-    second = SPEC.replace('half_life = "1h"', 'half_life = "2h"').format(name=f"{space.name}-2", partitions=3)
     (tmp_path / "spaces").mkdir()
-    (tmp_path / "spaces" / f"{space.name}-2.toml").write_text(second)
+    for name in (f"{space.name}-2", f"{space.name}-3"):
+        text = SPEC.replace('half_life = "1h"', 'half_life = "2h"').format(name=name, partitions=3)
+        (tmp_path / "spaces" / f"{name}.toml").write_text(text)
     text = (ROOT / "docs" / "archive.md").read_text()
     shown = commands(text)
     assert len(shown) > 6
     run_all(shown, space.name, bootstrap, monkeypatch)
-    assert sum(end for _, end in kafka.bounds(bootstrap, f"frames.{space.name}-2").values()) > 0
+    for name in (f"{space.name}-2", f"{space.name}-3"):
+        assert sum(end for _, end in kafka.bounds(bootstrap, f"frames.{name}").values()) > 0
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(block.replace("kuairand-v1", space.name), names)

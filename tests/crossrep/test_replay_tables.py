@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from archive_world import Samples, put, rows, samples, store_of
 from snapshot_world import rows as snapshot_rows
 
 from crossrep import replay, replay_archive, replay_files
+from crossrep.binding import Model
 from crossrep.errors import DataError, SpaceError
 from crossrep.keys import Keys
 from crossrep.records import RecordLayout
@@ -167,6 +170,18 @@ def test_bad_samples_are_named(tmp_path: Path, column: str, values: object, why:
     pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=f"row group 0 of .*a.parquet cannot be replayed: .*{why}"):
         replay.fold(SPACE, replay_files.of_files(str(tmp_path / "a.parquet"), SPACE).tasks, 1)
+
+
+def test_files_of_two_models_are_refused(tmp_path: Path) -> None:
+    table = table_of(samples(SPACE, 9))
+    for name, model in (("a", Model("m@1", "1")), ("b", Model("elsewhere/m", "1")), ("c", None)):
+        said = {} if model is None else {replay_files.MODEL: json.dumps(asdict(model))}
+        pq.write_table(table.replace_schema_metadata(said), tmp_path / f"{name}.parquet")
+    of = replay_files.of_files(str(tmp_path), SPACE).model
+    assert of is not None and of.digest == "1"  # one model in two places, and a file that says nothing
+    pq.write_table(table.replace_schema_metadata({replay_files.MODEL: json.dumps(asdict(Model("m@2", "2")))}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"vectors of several models \(elsewhere/m, m@2\), which are never averaged"):
+        replay_files.of_files(str(tmp_path), SPACE)
 
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:

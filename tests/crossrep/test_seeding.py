@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 from snapshot_world import Changelog, Rows, rows, seen, snapshot
 
-from crossrep import CrossrepError, FrameWriter, SpaceError, kafka, parquet
+from crossrep import CrossrepError, FrameWriter, SpaceError, binding, kafka, parquet, spaces
+from crossrep.binding import Model
 from crossrep.cli import cli
 from crossrep.errors import DataError
 from crossrep.records import RecordLayout
@@ -23,6 +24,7 @@ from crossrep.spec import Space
 from tests.cluster import ROOT, SPEC, Workers, free_port, new_space, prove, settled, wait_for
 
 ENTITIES = ("user", "item")
+MODEL = Model("m@1", "1" * 64)
 EXACT = SPEC.replace('flush = "50ms"', 'flush = "50ms"\nvectors = "float32"')
 IDS: list[Any] = [*(f"u{i}" for i in range(900)), "ü", b"\xff", "o'hara"]
 
@@ -32,6 +34,7 @@ def world(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sto
     """A snapshot of 1,203 rows in twelve row groups or more."""
     folder = tmp_path_factory.mktemp("seeding")
     space, _ = new_space(bootstrap, folder, partitions=2)
+    binding.bind(spaces.find(space.name, bootstrap), MODEL, bootstrap)
     log = Changelog(space, bootstrap)
     log.put("user", IDS, 1)
     log.put("item", list(range(300)), 2)
@@ -63,7 +66,9 @@ def test_bit_by_bit_into_other_partitions_however_often_it_is_killed(
     store, manifest = world
     space, path = new_space(bootstrap, tmp_path, EXACT, partitions=3)
     # Killed with frames of the n-th transaction sent, or right behind its commit.
-    for moment, nth in (("before", 1), ("before", 3), ("after", 3)):
+    # The first transaction of all binds the space, the second commits the marker alone; each run goes on where the one before was.
+    bound: list[Model | None] = []
+    for moment, nth in (("before", 1), ("before", 2), ("before", 3), ("after", 3)):
         code = f"""
 import os, signal
 from crossrep import kafka, seeding, snapshots, spaces
@@ -84,8 +89,9 @@ seeding.seed(store, store.find(), spaces.find({space.name!r}, {bootstrap!r}).spa
 """
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
+        bound.append(binding.model_of(spaces.find(space.name, bootstrap), bootstrap))
+    assert bound == [None, MODEL, MODEL, MODEL]
     client = kafka.consumer(bootstrap, import_group(space))
-    # The first transaction of all commits the marker alone; each run goes on where the one before was.
     half = marker(client, space)
     assert half is not None and (half.snapshot, half.done, half.finished) == (manifest.id, 1 + 3, False)
     told: list[int] = []

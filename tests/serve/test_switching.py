@@ -19,6 +19,8 @@ from crossrep import Changes, CrossrepError, LocalView, frames, kafka
 from crossrep.promoting import promote
 from crossrep.spec import Space
 from crossrep.writer import rows_of
+from serve.options import Options
+from serve.serving import Served
 from tests.cluster import SPEC, Workers, free_port, new_space, ready, settled, wait_for
 
 IDS = [f"k{i}" for i in range(300)]
@@ -246,6 +248,40 @@ def test_a_replica_switches_all_entities_at_once(world: World, tmp_path: Path) -
         assert server.process.wait(20) == 0
     finally:
         workers.kill_all()
+
+
+def test_a_request_inside_the_former_is_waited_for(world: World, tmp_path: Path) -> None:
+    alias, second = world.alias(), world.spaces[1]
+    served = Served(alias, world.bootstrap, Options(folder=tmp_path))
+    try:
+        wait_for(lambda: served.now.caught_up, "it has caught up")
+        inside = served.enter()
+
+        def closed_to_others() -> bool:
+            if entered := inside.enter():
+                inside.leave()
+            return not entered
+
+        def on_disk() -> int:
+            return len(inside.replicas["user"].records(b"", 1000)[0])
+
+        promote(alias, second.name, world.bootstrap)
+        wait_for(closed_to_others, "it has gone along, and lets nobody in any more", SWITCHED_WITHIN)
+        assert served.now.space == second
+        for _ in range(20):  # as long as a search may take
+            assert on_disk() == len(IDS)
+            time.sleep(0.1)
+        inside.leave()
+
+        def disk_closed() -> bool:
+            try:
+                return on_disk() == 0
+            except Exception:  # rocksdict's own
+                return True
+
+        wait_for(disk_closed, "the last one is out", 10)
+    finally:
+        served.close()
 
 
 def test_a_replica_killed_while_it_switches(world: World, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,15 @@ from threading import Barrier
 
 import pytest
 
-from crossrep import kafka, spaces
+from crossrep import binding, kafka, spaces
+from crossrep.binding import Model
 from crossrep.errors import ModelError
 from crossrep.spec import Space
 from models import upstream
 from models.registry import Registry, resolve
 from models.upstream import Identity
-from streams import binding
 from streams.infer import check_model, group_of
-from tests.cluster import Workers, free_port, new_space, prove, ready, settled, wait_for
+from tests.cluster import ROOT, Workers, free_port, new_space, prove, ready, settled, wait_for
 from tests.streams.small_model import SPEC, Feed, inferred, is_stopped, small_dataset, small_model
 
 
@@ -64,9 +65,9 @@ def test_the_first_worker_binds_the_space_and_others_are_refused(bootstrap: str,
     assert bound is not None and bound.label == "small@1"
     _, stranger = resolve(str(other), None)
     with pytest.raises(ModelError, match=rf"space '{space.name}' is that of model small@1 \({bound.digest[:12]}\).*are never averaged"):
-        binding.bind(published, stranger, group_of(space), bootstrap)
+        binding.bind(published, stranger, bootstrap)
     with pytest.raises(ModelError, match=rf"workers of group {group_of(space)} still run \(i0\). Stop them all first"):
-        binding.bind(published, stranger, group_of(space), bootstrap, accept=True)
+        binding.bind(published, stranger, bootstrap, accept=True)
 
     first.send_signal(signal.SIGSTOP)  # it sleeps through what follows
     wait_for(lambda: is_stopped(first) and nobody(group_of(space), bootstrap), "its session is over")
@@ -92,7 +93,7 @@ def test_of_many_that_begin_at_once_one_model_wins(bootstrap: str, tmp_path: Pat
     def begin(model: Identity) -> str:
         barrier.wait()
         try:
-            binding.bind(published, model, group_of(space), bootstrap)
+            binding.bind(published, model, bootstrap)
         except ModelError as error:
             return f"refused: {error}"
         return model.label
@@ -107,6 +108,28 @@ def test_of_many_that_begin_at_once_one_model_wins(bootstrap: str, tmp_path: Pat
     assert binding.read(anew, bootstrap) is None, "the frames are gone, and so is what the model wrote"
     with pytest.raises(ModelError, match="is no model's any more, not of m@1"):
         binding.check(anew, models[0], bootstrap)
+
+
+def test_what_a_killed_binder_leaves_open_hides_nothing(bootstrap: str, tmp_path: Path) -> None:
+    (space, _), (other, _) = (new_space(bootstrap, tmp_path, partitions=1) for _ in range(2))
+    code = f"""
+import os, signal
+from crossrep import binding, kafka, spaces
+retried = kafka.retried
+def killed_at_commit(call, *more):
+    if getattr(call, "__name__", "") == "commit_transaction":
+        call.__self__.flush(30)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return retried(call, *more)
+kafka.retried = killed_at_commit
+binding.bind(spaces.find({other.name!r}, {bootstrap!r}), binding.Model("killed@1", "0"), {bootstrap!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    published = spaces.find(space.name, bootstrap)
+    binding.bind(published, Model("m@1", "1"), bootstrap)
+    with pytest.raises(ModelError, match="is that of model m@1"):
+        binding.bind(published, Model("m@2", "2"), bootstrap)
 
 
 def test_a_model_must_fit_the_space() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,19 @@ from click.testing import CliRunner
 from confluent_kafka import Message
 
 import streams.cli  # noqa: F401  adds the workers' commands
-from crossrep import LocalView, groups, kafka
+from crossrep import LocalView, binding, groups, kafka, spaces
 from crossrep.archive import Archive
+from crossrep.archiving import archive
 from crossrep.cli import cli
+from crossrep.cuts import Cut
 from crossrep.records import RecordLayout
+from crossrep.replay import fold
+from crossrep.replay_archive import of_archive
 from crossrep.snapshots import Store
 from crossrep.spec import Space
 from schemas import codec
 from streams import topics
-from tests.cluster import Workers, new_space, prove, settled, wait_for
+from tests.cluster import Workers, free_port, new_space, prove, ready, settled, wait_for
 from tests.crossrep.snapshot_world import rows
 from tests.streams.small_model import SPEC, Feed, inferred, small_dataset, small_model, start_infer
 
@@ -34,6 +41,25 @@ def sibling(space: Space, path: Path, name: str, partitions: int) -> tuple[Space
     other = path.parent / f"{name}.toml"
     other.write_text(text.replace(f"partitions = {space.partitions}", f"partitions = {partitions}"))
     return Space.load(other), other
+
+
+@contextmanager
+def flowing(feed: Feed) -> Iterator[None]:
+    """Events, from a thread of their own."""
+    stop = threading.Event()
+
+    def flow() -> None:
+        while not stop.is_set():
+            feed.send(20)
+            time.sleep(0.03)
+
+    thread = threading.Thread(target=flow)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def counts(space: Space, bootstrap: str, entity: str) -> dict[str, int]:
@@ -54,28 +80,19 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
     new, new_path = sibling(space, path, f"{space.name}-new", 3)
     topics.create(new, bootstrap)
     feed, store = Feed(space, small_dataset(), bootstrap), str(tmp_path / "archive")
-    flowing = threading.Event()
-
-    def flow() -> None:
-        while not flowing.is_set():
-            feed.send(20)
-            time.sleep(0.03)
-
     starts = {
         "infer": lambda: start_infer(workers, path, "i0"),
         "fold": lambda: workers.fold(path, "f0"),
         "archive": lambda: workers.start("archive", space.name, "--to", store, "--follow", "--every", "100ms"),
     }
     running = {name: start() for name, start in starts.items()}
-    thread = threading.Thread(target=flow)
-    thread.start()
-    try:
+    with flowing(feed):
         random = np.random.default_rng(1)
-        archive = Archive(store, space.name)
+        kept = Archive(store, space.name)
 
         def archived() -> int:
             """Events in front of the newest cut."""
-            cut = archive.cut()
+            cut = kept.cut()
             return total(cut.groups.get(f"infer.{space.name}", {})) if cut else 0
 
         wait_for(lambda: archived() > 200, "the first events are archived")
@@ -98,9 +115,6 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
         start_infer(workers, new_path, "n0")
         workers.fold(new_path, "m0")
         time.sleep(1)
-    finally:
-        flowing.set()
-        thread.join()
     for one in (space, new):
         wait_for(lambda one=one: inferred(one, bootstrap) and settled(one, bootstrap), f"all is folded {workers.logs()}", 60)
     prove(new, bootstrap, feed.counts)
@@ -119,6 +133,8 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
         ran = CliRunner().invoke(cli, command_line)
         assert ran.exit_code == 0, (ran.output, ran.exception)
     snapshots = Store(str(tmp_path / "files"), new.name)
+    of = snapshots.find().model
+    assert of is not None and of == binding.model_of(spaces.find(space.name, bootstrap), bootstrap)
     for entity in space.entities:
         layout = RecordLayout(new, entity)
         kept = {key.decode(): layout.decode([value])[0] for key, value in rows(snapshots, snapshots.find(), entity).items()}
@@ -129,6 +145,52 @@ def test_every_event_counts_once_though_all_is_killed(bootstrap: str, workers: W
     # Whoever repeats it now is told that the space is in use.
     refused = CliRunner().invoke(cli, command)
     assert "are running" in str(refused.exception)
+
+
+def test_cuts_are_exact_while_some_of_several_workers_are_killed(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    """One dies with frames sent, one with offsets in an open transaction, one while the cut is taken; their heirs make the rest again."""
+    space, path = new_space(bootstrap, tmp_path, SPEC)
+    feed, store, cuts = Feed(space, small_dataset(), bootstrap), Archive(str(tmp_path / "archive"), space.name), list[Cut]()
+
+    def take(meanwhile: Callable[[], object] = lambda: None) -> None:
+        """`meanwhile`: called between the questions that make the cut."""
+        report = archive(space.name, bootstrap, store, progressed=lambda offsets, of: meanwhile())
+        assert report.cut is not None
+        cuts.append(report.cut)
+
+    with flowing(feed):
+        start_infer(workers, path, "heir")
+        victims = [start_infer(workers, path, name, fault=f"infer.{name}:3") for name in ("produced", "offsets")]
+        while any(victim.poll() is None for victim in victims):
+            take()
+        port = free_port()
+        third = start_infer(workers, path, "third", port=port)
+        wait_for(lambda: ready(port), f"it has its partitions {workers.logs()}")
+        take(third.kill)
+        for _ in range(3):
+            take()
+    assert [victim.wait() for victim in (*victims, third)] == [-signal.SIGKILL] * 3, workers.logs()
+    wait_for(lambda: inferred(space, bootstrap), f"all is inferred {workers.logs()}")
+    take()
+    places = [total(cut.groups.get(f"infer.{space.name}", {})) for cut in cuts]
+    assert places == sorted(places) and len(set(places)) > 5 and places[-1] == feed.events
+    events = [
+        (message, message_event(space, message))
+        for topic in (space.inputs.impressions, space.inputs.clicks)
+        for message in all_of(topic, bootstrap)
+    ]
+    for cut in cuts:
+        tables = fold(space, of_archive(store, space, cut).tasks, 1)
+        before = cut.groups.get(f"infer.{space.name}", {})
+        for entity, table in tables.items():
+            expected = Counter(
+                event[f"{entity}_id"]
+                for message, event in events
+                if message.offset() < before.get(message.topic(), {}).get(message.partition(), 0)
+            )
+            slots = table.index.slots()
+            found = dict(zip((key.decode() for key in table.index.keys(slots).tolist()), table.state.count[slots].tolist()))
+            assert found == expected, (cut.id, entity)
 
 
 def total(offsets: groups.Offsets) -> int:

@@ -1,14 +1,17 @@
 """Which model writes to a space: recorded on the compacted control topic `models` before its first frame, and asked at every assignment.
 
-Vectors of two models must never be averaged, and nothing in a frame tells them apart. So the first inference worker of a space binds the
-space to its weights, by their digest, and a worker with other weights is refused. What keeps it exact:
+Vectors of two models must never be averaged, and nothing in a frame tells them apart. So who is the first to bring vectors binds the space
+to the weights that made them, by their digest, and whoever brings those of others is refused: inference workers, imports and replays.
+Snapshots and archives say which model their vectors are of. What keeps it exact:
 
-- Two that bind at once: one transactional id per space. Whoever initialises it fences the other, and reads what is bound only then.
+- Two that bind at once: one transactional id for the whole topic. Whoever initialises it fences the other, and reads what is bound only
+  then. An id a space would not do: what another space's binder leaves open when it is killed hides all that is committed behind it.
 - A binding holds for one frames topic, by its id. Where that was made anew, the state is made anew too, and any model may begin.
 - `--accept-model` binds anew, and only while the group has no member. A worker that was suspended meanwhile comes back as a new member
   and asks again; a batch of before carries the group's former generation and cannot be committed.
 
-Writers that bring vectors of their own (FrameWriter, `crossrep frame`) know their model's version, and we do not: they are trusted.
+Who brings vectors of a model that we do not know is trusted to know it: FrameWriter, `crossrep frame`, Parquet of unknown origin, snapshots
+and archives of spaces that those have filled. They bind nothing and are not asked.
 """
 
 from __future__ import annotations
@@ -22,26 +25,31 @@ from datetime import UTC, datetime
 from confluent_kafka import KafkaError, KafkaException
 
 from crossrep import kafka, spaces
-from crossrep.errors import CrossrepError, ModelError, SpaceError
+from crossrep.errors import CrossrepError, ModelError, SpaceError, TopicError
 from crossrep.spaces import MODELS_TOPIC, Published
-from crossrep.spec import next_name
-from models.upstream import Identity
+from crossrep.spec import infer_group, next_name
 
 TIMEOUT = 10.0  # seconds the transaction may stay open
 _LOST = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 
 
 @dataclass(frozen=True)
-class Binding:
+class Model:
+    """Which weights make vectors, or have made them."""
+
+    label: str  # for people: kuairand@3, or the folder they were loaded from
+    digest: str  # SHA-256 of the model's files
+
+
+@dataclass(frozen=True)
+class Binding(Model):
     """The model of a space."""
 
-    label: str  # kuairand@3, or the folder it was loaded from
-    digest: str
     frames: str  # the frames topic's id
     since: str  # when it was bound, UTC
 
 
-def bind(published: Published, model: Identity, group: str, bootstrap: str, accept: bool = False) -> None:
+def bind(published: Published, model: Model, bootstrap: str, accept: bool = False) -> None:
     """Make the model the space's, unless another one is.
 
     Args:
@@ -49,18 +57,24 @@ def bind(published: Published, model: Identity, group: str, bootstrap: str, acce
 
     Raises:
         ModelError: the space is another model's, or `accept` while workers of it run.
+        TopicError: there is no topic to record it on.
         CrossrepError: the cluster does not answer.
     """
     bound = read(published, bootstrap)
     if bound is not None and bound.digest == model.digest:
         return None
     if accept:
-        _refuse_members(group, bootstrap)
+        _refuse_members(infer_group(published.space), bootstrap)
     space = published.space
     deadline = time.monotonic() + kafka.RETRY_FOR
     while True:
-        producer = kafka.transactional_producer(bootstrap, f"model.{space.name}", TIMEOUT)
+        producer = kafka.transactional_producer(bootstrap, f"{MODELS_TOPIC}.control", TIMEOUT)
         try:
+            if MODELS_TOPIC not in producer.list_topics(timeout=kafka.REQUEST_TIMEOUT).topics:
+                raise TopicError(
+                    f"topic {MODELS_TOPIC} is missing: the topics of space {space.name!r} are an older crossrep's. Once more: crossrep "
+                    "topics create SPEC.toml"
+                )
             kafka.retried(lambda: producer.init_transactions(kafka.REQUEST_TIMEOUT))  # noqa: B023  called at once
             if not accept:
                 bound = read(published, bootstrap)
@@ -75,10 +89,10 @@ def bind(published: Published, model: Identity, group: str, bootstrap: str, acce
             problem = error.args[0]
             if not (problem.code() in _LOST or problem.txn_requires_abort()) or time.monotonic() > deadline:
                 raise CrossrepError(f"the model of space {space.name!r} cannot be recorded: {problem.str()}. Try again") from None
-            time.sleep(random.uniform(0, 0.5))  # another worker binds it at this moment
+            time.sleep(random.uniform(0, 0.5))  # somebody else binds a space at this moment
 
 
-def check(published: Published, model: Identity, bootstrap: str) -> None:
+def check(published: Published, model: Model, bootstrap: str) -> None:
     """Is the space still this model's? Waits out a cluster that is away. Raises ModelError: it is not."""
     deadline = time.monotonic() + kafka.RETRY_FOR
     while True:
@@ -101,7 +115,16 @@ def read(published: Published, bootstrap: str) -> Binding | None:
     return found if found is not None and found.frames == _frames(published) else None
 
 
-def refuse_other(published: Published, model: Identity, bound: Binding | None) -> None:
+def model_of(published: Published, bootstrap: str) -> Model | None:
+    """Whose vectors are in a space's state and frames: for what is taken of them. None: nobody told.
+
+    Ask when they have been read, or their ends: a model is bound before its first frame.
+    """
+    bound = read(published, bootstrap)
+    return None if bound is None else Model(bound.label, bound.digest)
+
+
+def refuse_other(published: Published, model: Model, bound: Binding | None) -> None:
     """Raises ModelError if the space is another model's."""
     name = published.space.name
     if bound is None or bound.digest != model.digest:
