@@ -36,7 +36,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from crossrep.errors import DataError
 from models import devices, logistic
-from models.datasets.base import Dataset, Impressions, joined, select
+from models.datasets.base import Dataset, Impressions, joined, select, without_repeats
 from models.early_stopping import EarlyStopping
 from models.features import Features, fit
 from models.lfm4ads import ARCHITECTURE, LFM4Ads, build, fused, save
@@ -208,8 +208,8 @@ class Samples:
         return epochs * math.ceil(len(self.impressions) / BATCH)
 
 
-def adam(module: nn.Module) -> torch.optim.Adam:
-    return torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
+def adam(module: nn.Module, rate: float = LEARNING_RATE) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=rate, fused=True)
 
 
 def optimise(
@@ -244,22 +244,18 @@ def tower_loss(
     return loss + (embedded.square().sum(2) * l2.to(device)).sum(1).mean()
 
 
-def field_l2(fields: Features) -> Tensor:
+def field_l2(fields: Features, l2: float = L2) -> Tensor:
     """float32 [F]: the L2 weight of each field, ids (the first field of user and item) three times the others."""
     weights = [[3.0] + [1.0] * (len(fields.fields[kind]) - 1) for kind in ("user", "item")]
-    return L2 * torch.tensor([*weights[0], *weights[1], *[1.0] * len(fields.fields["event"])])
+    return l2 * torch.tensor([*weights[0], *weights[1], *[1.0] * len(fields.fields["event"])])
 
 
 def training_impressions(dataset: Dataset) -> Impressions:
-    """The impressions before `train_until` without exact repeats: the same user, item and moment is one sample, whatever the log says."""
+    """The impressions before `train_until` without exact repeats. Raises DataError: there are none."""
     runs = [select(run, run.event_time < dataset.train_until) for run in dataset.impressions()]
     if not sum(map(len, runs)):
         raise DataError(f"{dataset.name} has no impressions before {iso(dataset.train_until)} to train on")
-    whole = joined(runs)
-    order = np.lexsort((whole.event_time, whole.item, whole.user))
-    key = np.stack((whole.user, whole.item, whole.event_time))[:, order]
-    first = np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))
-    return select(whole, np.sort(order[first]))
+    return without_repeats(joined(runs))
 
 
 def auc(score: NDArray[np.floating[Any]], clicked: NDArray[np.bool_]) -> float:

@@ -36,3 +36,23 @@ def gca(folder: Path, out: Path, seeds: int, workers: int, dim: int, epochs: int
     runs = gca_study.study(load(folder), out, seeds=seeds, workers=workers, schedule=Schedule(epochs=epochs), dim=dim, console=console)
     for path in gca_report.write(runs, out):
         console.print(f"{path} written")
+
+
+@study.command()
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For upstreams.jsonl, .md and .svg.")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Runs of each model on its best setting.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+def upstreams(folder: Path, out: Path, seeds: int, workers: int) -> None:
+    """The triple tower against logistic regression, boosted trees and DCNv2: crossrep study upstreams DIR --out docs/study.
+
+    DIR is KuaiRand-Pure's (https://kuairand.com). Every model sees the same features and has six tuning trials on later days; the best
+    setting of each is then run with --seeds seeds and tested on days later still. Ten minutes on two cores.
+    """
+    from models.datasets import kuairand
+    from study import upstreams as upstreams_study
+    from study import upstreams_report
+
+    tuned, runs = upstreams_study.study(kuairand.load(folder), out, seeds=seeds, workers=workers, console=console)
+    for path in upstreams_report.write(tuned, runs, out):
+        console.print(f"{path} written")
