@@ -29,7 +29,7 @@ class Scores:
         return found
 
 
-Search = Callable[[Scores, Ints, int], Ints]  # (scores, rows of users, k) -> at least k candidates [m, c], best first
+Search = Callable[[int, Ints], Ints]  # (number of the day in the list, rows of its users [m]) -> candidates [m, c], best first
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Offers:
 def offers(each: list[Scores], days: list[Day], search: Search | None = None) -> Offers:
     """Args: each: of every day. search: gives candidates; None: all items are ranked."""
     found: list[tuple[Ints, Ints, NDArray[np.float64]]] = []
-    for scores, day in zip(each, days):
+    for number, (scores, day) in enumerate(zip(each, days)):
         rows, items = day.truth
         asked, size = np.unique(rows, return_counts=True)
         for part in np.array_split(np.arange(len(asked)), max(1, -(-len(asked) // BLOCK))):
             block = asked[part]
             wanted = _marks(block, rows, items, len(scores.items))
             had = _marks(block, day.shown_row, day.shown_item, len(scores.items))
-            top = _ranked(scores, block, had) if search is None else _kept(search(scores, block, max(KS)), had)
+            top = _ranked(scores, block, had) if search is None else _kept(search(number, block), had)
             hits = np.take_along_axis(wanted, np.maximum(top, 0), axis=1) & (top >= 0)
             recall = np.stack([hits[:, :k].sum(1) / size[part] for k in KS], axis=1)
             found.append((day.user[block], top, recall))

@@ -26,7 +26,7 @@ from models.transfer import retrieval
 from models.transfer.index import Index
 from study import ranks
 from study.ranks import Offers, Scores
-from study.retrieval_world import DAY, Day, Floats, World, questions, states
+from study.retrieval_world import DAY, Day, Floats, Log, World, questions, states
 from study.runs import Run, Runs
 from study.training import one_thread
 
@@ -35,7 +35,7 @@ TUNING = 0  # the seed of tuning; those of the study are 1, 2, ...
 UNSEEN = 0.1  # clicks that an item without any counts as
 DIM = 64  # of the adapters
 RATE = 2e-3
-MORE = 300  # that the index is asked for beyond k, because some have been shown before
+MORE = 300  # that the index is asked for beyond the hundred, because some have been shown before
 
 SHOWN, CLICKED, RECENT = "most shown", "most clicked", "recently most clicked"
 INTEREST, BEST = "clicked IR, popularity added", "whole record by InfoNCE, popularity added"
@@ -84,9 +84,9 @@ NAMES = ("data", "arm", "settings", "seed")
 Settings = dict[str, dict[str, float]]
 
 
-def study(dataset: Dataset, folder: Path, *, data: str, seeds: int, workers: int, console: Console) -> tuple[Settings, list[Run]]:
+def study(dataset: Dataset, folder: Path, *, seeds: int, workers: int, console: Console) -> tuple[Settings, list[Run]]:
     """(what was chosen for each arm, the runs of the study). What `folder` holds already is not run again."""
-    runs = Runs(folder / "retrieval.jsonl", NAMES)
+    runs, data = Runs(folder / "retrieval.jsonl", NAMES), Log.of(dataset).fingerprint
     complete = partial(runs.complete, workers=workers, console=console, start=start, given=(dataset,))
     settings: Settings = {}
     for what, arms in (("half-lives", FIRST), ("tuning", tuple(arm for arm in ARMS if arm not in FIRST))):
@@ -153,9 +153,11 @@ def test(asked: Run) -> Run:
 def _index(each: list[Scores], days: list[Day], exact: Offers) -> dict[str, float]:
     """Recall@100 where an approximate index gives the candidates, and the share of the exact hundred that it finds."""
 
-    def search(scores: Scores, rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-        users, items = retrieval.as_cosine(scores.users[rows], scores.items, scores.bias)
-        return Index(items).search(users, k + MORE)
+    pairs = [retrieval.as_cosine(scores.users, scores.items, scores.bias) for scores in each]
+    indexes = [Index(items) for _, items in pairs]
+
+    def search(day: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return indexes[day].search(pairs[day][0][rows], max(ranks.KS) + MORE)
 
     found = ranks.offers(each, days, search)
     same = np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found.top, exact.top)])

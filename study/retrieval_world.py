@@ -5,6 +5,7 @@ A stream's state is folded by the stream's own kernels (`crossrep.algebra`), fro
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,15 @@ class Log:
     bounds: Ints  # day d is impressions[bounds[d] : bounds[d + 1]]
     validate_from: int  # the first day that is no longer trained on
     test_from: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Figures of one data set must not pass for another's."""
+        data = self.impressions
+        digest = hashlib.sha256(repr((self.users, self.items, self.validate_from, self.test_from)).encode())
+        for array in (data.user, data.item, data.event_time, data.clicked):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     @classmethod
     def of(cls, dataset: Dataset) -> Log:
