@@ -8,7 +8,6 @@ chosen on the days between `train_until` and `test_from`, in six trials, on one 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -30,7 +29,7 @@ from study.retrieval_world import DAY, Day, Floats, Log, World, questions, state
 from study.runs import Run, Runs
 from study.training import one_thread
 
-FOR_EVER = math.inf  # a half-life by which nothing decays
+FOR_EVER = 1e6 * DAY  # a half-life by which nothing decays; in settings it is 0
 TUNING = 0  # the seed of tuning; those of the study are 1, 2, ...
 UNSEEN = 0.1  # clicks that an item without any counts as
 DIM = 64  # of the adapters
@@ -38,8 +37,7 @@ RATE = 2e-3
 MORE = 300  # that the index is asked for beyond the hundred, because some have been shown before
 
 SHOWN, CLICKED, RECENT = "most shown", "most clicked", "recently most clicked"
-INTEREST, BEST = "clicked IR, popularity added", "whole record by InfoNCE, popularity added"
-Half = dict[str, float]  # half-lives in days; JSON has no infinity, so FOR_EVER is 0
+BEST = "whole record by InfoNCE, popularity added"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ class Arm:
 
 
 _LEARNT = tuple({"temperature": temperature, "epochs": epochs} for temperature, epochs in product((0.05, 0.1, 0.2), (2, 6)))
-_WEIGHTS = tuple({"weight": weight} for weight in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0))
+_RECORD = tuple({"temperature": 0.2, "interest": days, "epochs": epochs} for days, epochs in product((1, 4, 0), (2, 6)))
+_WEIGHTS = tuple({"weight": weight} for weight in (0.1, 0.2, 0.5, 1, 2, 4))
 _RECENT = tuple({"popularity": days} for days in (0.25, 0.5, 1, 2, 4, 8))
 _INTERESTS = tuple({"interest": days} for days in (0.5, 1, 2, 4, 8, 0))
 ARMS = {
@@ -74,11 +73,11 @@ ARMS = {
     "cosine of UR and IR, popularity added": Arm(("ur",), ("ir",), popularity="recent", trials=_WEIGHTS),
     "UR and IR by InfoNCE, popularity added": Arm(("ur",), ("ir",), "bare", "recent", _LEARNT),
     "clicked IR": Arm(("clicked",), ("ir",), trials=_INTERESTS),
-    INTEREST: Arm(("clicked",), ("ir",), popularity="recent", trials=_WEIGHTS),
-    "clicked IR by InfoNCE, popularity added": Arm(("clicked",), ("ir",), "bare", "recent", _LEARNT),
-    BEST: Arm(("ur", "clicked", "cr"), ("ir", "cr"), "bare", "recent", _LEARNT),
+    "clicked IR, popularity added": Arm(("clicked",), ("ir",), popularity="recent", trials=_WEIGHTS),
+    "clicked IR by InfoNCE, popularity added": Arm(("clicked",), ("ir",), "bare", "recent", _RECORD),
+    BEST: Arm(("ur", "clicked", "cr"), ("ir", "cr"), "bare", "recent", _RECORD),
 }
-FIRST = (RECENT, "clicked IR")  # their half-lives are those of all others
+FIRST = (RECENT, "clicked IR")  # their half-lives, in days, are those of all that try no others
 
 NAMES = ("data", "arm", "settings", "seed")
 Settings = dict[str, dict[str, float]]

@@ -137,7 +137,7 @@ def states(
         entity: user or item: whose state it is.
         vectors: [N, dim] of every impression; dim may be 0, for the weights alone.
         weights: [N]; 0: it is not folded.
-        half_life: seconds; infinite: nothing decays.
+        half_life: seconds, finite.
     """
     data = log.impressions
     slots, keys = (data.user, log.users) if entity == "user" else (data.item, log.items)

@@ -32,7 +32,8 @@ from models.early_stopping import EarlyStopping
 from models.features import Features, fit
 from models.lfm4ads import ARCHITECTURE, build
 from models.logistic import Logistic
-from models.train import AD_WEIGHT, MISSING, Loss, Samples, field_l2, tower_loss
+from models.optimise import Loss, adam, optimise
+from models.train import AD_WEIGHT, MISSING, Samples, field_l2, tower_loss
 from models.transfer.dcnv2 import DCNv2
 from study import boosted_trees
 from study.metrics import gauc
@@ -193,7 +194,7 @@ def _network(days: Days, asked: Run) -> tuple[Score, int]:
         stopping = EarlyStopping(network, quality, PATIENCE)
         batches = stopping.watch(samples.batches(1, missing) for _ in range(EPOCHS[model]))
     with Progress(disable=True) as bar:
-        train.optimise(train.adam(network, setting["rate"]), loss, batches, bar.add_task(""), bar)
+        optimise(adam(network, setting["rate"]), loss, batches, bar.add_task(""), bar)
     if epochs is None:
         network, epochs = stopping.best, 1 + int(np.argmax(stopping.scores))
     return partial(_score, logits, network), epochs
