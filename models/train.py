@@ -106,11 +106,13 @@ def train(
             "epochs": epochs,
             "patience": patience,
             "ad_weight": ad_weight,
-            "mixed": mixed,
             "architecture": sizes,
+            "mixed": mixed,
+            "device": place.type,
+            "threads": torch.get_num_threads(),
+            "impressions or features": samples.fingerprint,
+            "code": versions(),
         }
-        machine = {"device": place.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-        asked |= {"impressions or features": samples.fingerprint, **machine}
         checkpoint = Checkpoint(Path(out), asked, network, optimiser, stopping, every)
         bar.advance(learning, checkpoint.learnt)
         optimise(optimiser, loss, checkpoint.watch(batches), learning, bar)
