@@ -36,7 +36,7 @@ def _quality(settings: Settings, runs: list[Run]) -> list[str]:
     for arm in ARMS:
         own = {name for trial in ARMS[arm].trials for name in trial}
         chosen = ", ".join(f"{name} {value:g}" for name, value in settings[arm].items() if name in own)
-        rows.append([arm, chosen, *(_of(runs, arm, name).text(4) for name in names)])
+        rows.append([arm, chosen, *(_text(_of(runs, arm, name)) for name in names)])
     first = runs[0]
     title = f"Test, {first['queries']:,} questions of {first['users']:,} users, means over {len(runs)} seeds with 95 % intervals"
     return table(title, ["scored by", "chosen", *names[:-1], "AUC of what was shown"], rows)
@@ -51,13 +51,17 @@ def _differences(runs: list[Run]) -> list[str]:
 
 def _index(runs: list[Run]) -> list[str]:
     names = ["found by the index", LAST, "recall@100 by the index"]
-    found = [_of(runs, BEST, name).text(4) for name in names]
+    found = [_text(_of(runs, BEST, name)) for name in names]
     header = ["scored by", "of the exact 100, the index finds", "recall@100, exact", "by the index"]
     return table("The index of usearch, popularity as one more dimension", header, [[BEST, *found]])
 
 
 def _of(runs: list[Run], arm: str, name: str) -> Interval:
     return intervals.of_mean([run["arms"][arm][name] for run in runs])
+
+
+def _text(found: Interval) -> str:
+    return f"{found.mean:.4f}" if found.half < 1e-12 else found.text(4)  # popularity knows no seed
 
 
 def _over_seeds(runs: list[Run], name: str) -> dict[str, Interval]:

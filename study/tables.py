@@ -20,7 +20,9 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def difference(found: Interval, digits: int = 4) -> str:
-    """With its sign, bold where zero is outside."""
+    """With its sign, bold where zero is outside; without an interval where nothing is left to chance."""
+    if found.half < 1e-12:
+        return f"{found.mean:+.{digits}f}"
     return f"**{found.text(digits, sign=True)}**" if found.clear else found.text(digits, sign=True)
 
 
