@@ -19,7 +19,7 @@ from models.datasets.simulator import simulate
 from models.train import train
 from tests.cluster import ROOT
 
-WORLD = {"events": 12_000, "users": 300, "items": 60, "seed": 2}
+WORLD = {"events": 6_000, "users": 300, "items": 60, "seed": 2}
 SIZES = {"hidden": 16, "cr": 8, "ur": 4, "ir": 4, "embedding": 4, "cross_layers": 1}
 ONCE: dict[str, Any] = {"seed": 5, "architecture": SIZES, "progress": False}
 STOPPED = ONCE | {"epochs": 9, "patience": 2, "baseline": False}
@@ -59,7 +59,7 @@ def told(folder: Path) -> tuple[str, dict[str, Any]]:
     return manifest["sha256"]["weights.safetensors"], manifest["metrics"]
 
 
-@pytest.mark.parametrize(("options", "batches"), [(ONCE, 10), (STOPPED, 37)])
+@pytest.mark.parametrize(("options", "batches"), [(ONCE, 4), (STOPPED, 19)])
 def test_a_kill_changes_nothing(
     dataset: Dataset, tmp_path: Path, options: dict[str, Any], batches: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -77,7 +77,7 @@ def test_a_kill_changes_nothing(
 def test_a_run_that_is_asked_something_else_begins_anew_and_says_why(
     dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    killed(tmp_path / "cut", 10, ONCE)
+    killed(tmp_path / "cut", 4, ONCE)
     with caplog.at_level(logging.WARNING):
         train(dataset, tmp_path / "cut", **(ONCE | {"seed": 6}))
     assert "is of another run (seed: 5 then, 6 now), so training begins anew" in caplog.text
@@ -86,6 +86,7 @@ def test_a_run_that_is_asked_something_else_begins_anew_and_says_why(
     (tmp_path / "cut" / FILE).write_bytes(b"half a file")
     with caplog.at_level(logging.WARNING):
         train(dataset, tmp_path / "cut", **(ONCE | {"seed": 6}))
+    assert told(tmp_path / "cut") == told(tmp_path / "whole")
     assert f"{FILE} cannot be read, so training begins anew" in caplog.text
 
 
