@@ -47,7 +47,7 @@ def upstreams(folder: Path, out: Path, seeds: int, workers: int) -> None:
     """The triple tower against logistic regression, boosted trees and DCNv2: crossrep study upstreams DIR --out docs/study.
 
     DIR is KuaiRand-Pure's (https://kuairand.com). Every model sees the same features and has six tuning trials on later days; the best
-    setting of each is then run with --seeds seeds and tested on days later still. Ten minutes on two cores.
+    setting of each is then run with --seeds seeds and tested on days later still.
     """
     from models.datasets import kuairand
     from study import upstreams as upstreams_study
@@ -67,7 +67,7 @@ def retrieval(folder: Path, out: Path, seeds: int, workers: int) -> None:
     """Recall of the items that users click, by UR, IR and what a stream adds: crossrep study retrieval DIR --out docs/study.
 
     DIR is KuaiRand-Pure's (https://kuairand.com). Against the most shown and the most clicked items; adapters are trained by InfoNCE, and
-    what each may choose is chosen on days between training and test. Exact search, and an index of usearch. Eight minutes on two cores.
+    what each may choose is chosen on days between training and test. Exact search, and an index of usearch.
     """
     from models.datasets import kuairand
     from study import retrieval as retrieval_study
