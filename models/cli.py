@@ -105,7 +105,8 @@ def train(
       crossrep train kuairand DIR --out model --task long_view --epochs 4 --patience 1 --device auto --mixed
       crossrep train kuairand DIR --resume training --plot auc.svg --name kuairand
 
-    Once: prints the AUC on later days beside logistic regression's. Daily: every day is tested with the model that has learnt all days
+    Once: prints the AUC on later days beside logistic regression's. Cut off, the same command goes on where it was and ends with the same
+    model; loss and AUC are beside the bar. Daily: every day is tested with the model that has learnt all days
     before it, then learnt from; a table shows each day's AUC beside that of the model that stopped after the first days. With --name, the
     newest model that has been tested is registered if its AUC on the newest day is no worse than the newest version's, less --tolerance.
     """

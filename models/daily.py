@@ -39,17 +39,19 @@ from torch import Tensor
 
 from crossrep.errors import DataError, ModelError
 from models import lfm4ads
+from models.checkpoint import MOMENTS
 from models.datasets.base import Dataset, Impressions, by_day, joined, only
 from models.features import Features, Waiting, fit, grow, rows_before
 from models.lfm4ads import ARCHITECTURE
+from models.optimise import adam, bars, optimise
 from models.towers import TripleTower
-from models.train import AD_WEIGHT, MISSING, Samples, adam, evaluate, field_l2, iso, optimise, tower_loss, training_impressions, versions
+from models.train import AD_WEIGHT, MISSING, Samples, evaluate, field_l2, iso, tower_loss, training_impressions
+from models.upstream import versions
 
 log = logging.getLogger(__name__)
 
 FIRST_DAYS = 7
 STATE, OPTIMISER = "state.json", "optimiser.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what Adam keeps of each parameter
 TABLE = "table.weight"
 
 
@@ -105,7 +107,7 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     days = takewhile(lambda day: until is None or day[0] <= until, by_day(dataset))
-    with _alone(folder), torch.random.fork_rng(devices=[]), Progress(disable=not progress) as bar:
+    with _alone(folder), torch.random.fork_rng(devices=[]), bars(progress) as bar:
         if not states(folder):
             _begin(dataset, [day for _, day in zip(range(first_days), days)], first_days, folder, seed, architecture or {}, bar)
         kept = states(folder)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Generic, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 Batch = TypeVar("Batch")
@@ -28,12 +28,18 @@ class EarlyStopping(Generic[Module]):
 
     def watch(self, epochs: Iterable[Iterable[Batch]]) -> Iterator[Batch]:
         """The batches of all epochs that are worth while; asked for the next one, an epoch's last batch has been learnt."""
-        highest, since = -math.inf, 0
-        for epoch in epochs:
+        for number, epoch in enumerate(epochs):
             yield from epoch
-            self.scores.append(self.score(self.network))
-            since += 1
-            if self.scores[-1] > highest:
-                self.best, highest, since = deepcopy(self.network), self.scores[-1], 0
-            if since == self.patience:
+            if number >= len(self.scores):  # else it was scored before training was cut off
+                score = self.score(self.network)
+                if score > max(self.scores, default=-math.inf):
+                    self.best = deepcopy(self.network)
+                self.scores.append(score)
+            if len(self.scores) - 1 - self.scores.index(max(self.scores)) >= self.patience:
                 return
+
+    def resume(self, scores: list[float], best: Mapping[str, Tensor]) -> None:
+        """Take up the scores of the epochs that were learnt before, and the weights of the best."""
+        self.scores = scores
+        self.best = deepcopy(self.network)
+        self.best.load_state_dict(best)

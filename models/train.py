@@ -16,40 +16,38 @@ KuaiRand a second one cost .001 to .008 AUC), ids seen once count as unknown (`f
 from __future__ import annotations
 
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import Progress, TaskID
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from crossrep.errors import DataError
 from models import devices, logistic
-from models.datasets.base import Dataset, Impressions, joined, select
+from models.checkpoint import Checkpoint, digest
+from models.datasets.base import Dataset, Impressions, joined, select, without_repeats
 from models.early_stopping import EarlyStopping
 from models.features import Features, fit
 from models.lfm4ads import ARCHITECTURE, LFM4Ads, build, fused, save
+from models.optimise import adam, bars, optimise
 from models.towers import CLICK, TripleTower
+from models.upstream import versions
 
 Score = Callable[[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]], NDArray[np.float32]]
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # rows int [B, F], labels float [B, 1 + tasks], clicks first, ad bool [B] -> scalar
-LEARNING_RATE = 2e-3
 BATCH = 512
 L2 = 3e-3
 AD_WEIGHT = 4.0
 TASK_WEIGHT = 0.1  # of each task besides the click
 MISSING = 0.05
+EVERY = 60.0  # seconds between two checkpoints
 
 
 def train(
@@ -66,6 +64,7 @@ def train(
     mixed: bool = False,
     baseline: bool = True,
     progress: bool = True,
+    every: float = EVERY,
 ) -> dict[str, Any]:
     """Train on the impressions before `train_until`, test on those from `test_from` on, write the model to `out`; gives the metrics.
 
@@ -75,6 +74,7 @@ def train(
         device: see `devices.choose`.
         mixed: multiply in bfloat16 where the device has it in hardware.
         baseline: train a logistic regression on the same features beside it.
+        every: seconds after which what has been learnt is kept in `out`, for the same call to go on from if this one is cut off.
 
     Raises:
         DataError: there is nothing to train on, or nothing to stop by; or the data set has no such label.
@@ -86,22 +86,43 @@ def train(
     sizes = {**ARCHITECTURE, **(architecture or {})}
     samples = Samples(dataset, fields, impressions, sizes["tasks"])
     place = devices.choose(device)
-    with torch.random.fork_rng(devices=[]), devices.deterministic(place), Progress(disable=not progress) as bar:
+    with torch.random.fork_rng(devices=[]), devices.deterministic(place), bars(progress) as bar:
         torch.manual_seed(seed)
         network = build(fields, sizes).to(place)
         loss = partial(tower_loss, network, field_l2(fields), ad_weight, precision=devices.mixed(place) if mixed else None)
-        batches = samples.batches(epochs, MISSING)
+        learning, optimiser = bar.add_task("triple tower", total=samples.steps(epochs)), adam(network)
+        batches, stopping = samples.batches(epochs, MISSING), None
         if patience:
-            stopping = EarlyStopping(network, partial(validation_auc, fields, dataset), patience)
+
+            def quality(network: TripleTower) -> float:
+                found = validation_auc(fields, dataset, network)
+                bar.update(learning, auc=found)
+                return found
+
+            stopping = EarlyStopping(network, quality, patience)
             batches = stopping.watch(samples.batches(1, MISSING) for _ in range(epochs))
-        optimise(adam(network), loss, batches, bar.add_task("triple tower", total=samples.steps(epochs)), bar)
-        network = (stopping.best if patience else network).cpu()
+        asked: dict[str, Any] = {
+            "seed": seed,
+            "epochs": epochs,
+            "patience": patience,
+            "ad_weight": ad_weight,
+            "architecture": sizes,
+            "mixed": mixed,
+            "device": place.type,
+            "threads": torch.get_num_threads(),
+            "impressions or features": samples.fingerprint,
+            "code": versions(),
+        }
+        checkpoint = Checkpoint(Path(out), asked, network, optimiser, stopping, every)
+        bar.advance(learning, checkpoint.learnt)
+        optimise(optimiser, loss, checkpoint.watch(batches), learning, bar)
+        network = (stopping.best if stopping is not None else network).cpu()
         seconds = time.perf_counter() - began
         model = LFM4Ads(name or f"{dataset.name}-lfm4ads", fields, network)
         metrics: dict[str, Any] = evaluate(model.predict, fields, dataset)
         for task in network.tasks:
             metrics[f"auc_{task}"] = evaluate(partial(model.predict, task=task), fields, dataset, task=task)["auc"]
-        if patience:
+        if stopping is not None:
             metrics["validation_auc"] = [finite(score) for score in stopping.scores]
         if baseline:
             linear = logistic.Logistic(fields.rows)
@@ -125,6 +146,7 @@ def train(
         "versions": versions(),
     }
     save(Path(out), model.name, fields, network, sizes, about)
+    checkpoint.remove()
     return metrics
 
 
@@ -188,6 +210,10 @@ class Samples:
         self.impressions = impressions
         self.offsets = fields.offsets  # a field's first row is its unknown one
 
+    @property
+    def fingerprint(self) -> str:
+        return digest(*(array.tobytes() for array in (self.users, self.items, self.events, self.labels, *vars(self.impressions).values())))
+
     def batches(self, epochs: int, missing: float = 0.0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """rows int32 [B, F], labels float32 [B, 1 + tasks], ad bool [B].
 
@@ -206,21 +232,6 @@ class Samples:
 
     def steps(self, epochs: int) -> int:
         return epochs * math.ceil(len(self.impressions) / BATCH)
-
-
-def adam(module: nn.Module) -> torch.optim.Adam:
-    return torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
-
-
-def optimise(
-    optimiser: torch.optim.Adam, loss: Loss, batches: Iterator[tuple[Tensor, Tensor, Tensor]], task: TaskID, bar: Progress
-) -> None:
-    """One pass over `batches`, a step each."""
-    for batch in batches:
-        optimiser.zero_grad()
-        loss(*batch).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        bar.advance(task)
 
 
 def tower_loss(
@@ -244,22 +255,18 @@ def tower_loss(
     return loss + (embedded.square().sum(2) * l2.to(device)).sum(1).mean()
 
 
-def field_l2(fields: Features) -> Tensor:
+def field_l2(fields: Features, l2: float = L2) -> Tensor:
     """float32 [F]: the L2 weight of each field, ids (the first field of user and item) three times the others."""
     weights = [[3.0] + [1.0] * (len(fields.fields[kind]) - 1) for kind in ("user", "item")]
-    return L2 * torch.tensor([*weights[0], *weights[1], *[1.0] * len(fields.fields["event"])])
+    return l2 * torch.tensor([*weights[0], *weights[1], *[1.0] * len(fields.fields["event"])])
 
 
 def training_impressions(dataset: Dataset) -> Impressions:
-    """The impressions before `train_until` without exact repeats: the same user, item and moment is one sample, whatever the log says."""
+    """The impressions before `train_until` without exact repeats. Raises DataError: there are none."""
     runs = [select(run, run.event_time < dataset.train_until) for run in dataset.impressions()]
     if not sum(map(len, runs)):
         raise DataError(f"{dataset.name} has no impressions before {iso(dataset.train_until)} to train on")
-    whole = joined(runs)
-    order = np.lexsort((whole.event_time, whole.item, whole.user))
-    key = np.stack((whole.user, whole.item, whole.event_time))[:, order]
-    first = np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))
-    return select(whole, np.sort(order[first]))
+    return without_repeats(joined(runs))
 
 
 def auc(score: NDArray[np.floating[Any]], clicked: NDArray[np.bool_]) -> float:
@@ -279,17 +286,6 @@ def log_loss(probability: NDArray[np.floating[Any]], clicked: NDArray[np.bool_])
         return math.nan
     p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     return float(-np.log(np.where(clicked, p, 1 - p)).mean())
-
-
-def versions() -> dict[str, str | None]:
-    """Of the code that trains. "commit" is git's, with a + where the checkout has changes; None outside of one."""
-    try:
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    code = {"crossrep": version("crossrep"), "commit": commit}
-    return {**code, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 def finite(value: float) -> float | None:

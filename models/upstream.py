@@ -10,8 +10,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -97,3 +100,14 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         temporary = folder / f".{file}.{os.getpid()}"
         temporary.write_bytes(content)
         temporary.replace(folder / file)
+
+
+def versions() -> dict[str, str | None]:
+    """Of the code that trains. "commit" is git's, with a + where the checkout has changes; None outside of one."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    code = {"crossrep": version("crossrep"), "commit": commit}
+    return {**code, "python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy")}

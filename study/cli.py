@@ -36,3 +36,43 @@ def gca(folder: Path, out: Path, seeds: int, workers: int, dim: int, epochs: int
     runs = gca_study.study(load(folder), out, seeds=seeds, workers=workers, schedule=Schedule(epochs=epochs), dim=dim, console=console)
     for path in gca_report.write(runs, out):
         console.print(f"{path} written")
+
+
+@study.command()
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For upstreams.jsonl, .md and .svg.")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Runs of each model on its best setting.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+def upstreams(folder: Path, out: Path, seeds: int, workers: int) -> None:
+    """The triple tower against logistic regression, boosted trees and DCNv2: crossrep study upstreams DIR --out docs/study.
+
+    DIR is KuaiRand-Pure's (https://kuairand.com). Every model sees the same features and has six tuning trials on later days; the best
+    setting of each is then run with --seeds seeds and tested on days later still.
+    """
+    from models.datasets import kuairand
+    from study import upstreams as upstreams_study
+    from study import upstreams_report
+
+    tuned, runs = upstreams_study.study(kuairand.load(folder), out, seeds=seeds, workers=workers, console=console)
+    for path in upstreams_report.write(tuned, runs, out):
+        console.print(f"{path} written")
+
+
+@study.command()
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For retrieval.jsonl, .md and .svg.")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Upstreams, each with all ways of scoring.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+def retrieval(folder: Path, out: Path, seeds: int, workers: int) -> None:
+    """Recall of the items that users click, by UR, IR and what a stream adds: crossrep study retrieval DIR --out docs/study.
+
+    DIR is KuaiRand-Pure's (https://kuairand.com). Against the most shown and the most clicked items; adapters are trained by InfoNCE, and
+    what each may choose is chosen on days between training and test. Exact search, and an index of usearch.
+    """
+    from models.datasets import kuairand
+    from study import retrieval as retrieval_study
+    from study import retrieval_report
+
+    settings, runs = retrieval_study.study(kuairand.load(folder), out, seeds=seeds, workers=workers, console=console)
+    for path in retrieval_report.write(settings, runs, out):
+        console.print(f"{path} written")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from study import intervals
 from study.gca import Run
+from study.tables import COLOURS, STYLE, difference, save, table
 from study.training import MEASURE, VALIDATED, quality
 
 MEASURES = {"ndcg@1": 4, "ndcg@10": 4, "auc": 4, "sampled ndcg@1": 4, "sampled ndcg@10": 4}
@@ -23,8 +24,6 @@ PAIRS = (
     ("stack", "early"),
     ("none, as large as stack", "none"),
 )
-COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A6A6A6")  # Okabe and Ito
-STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "crossrep"}
 
 Arms = dict[str, list[Run]]  # the runs of an arm by seed
 
@@ -35,14 +34,9 @@ def write(runs: list[Run], folder: Path) -> list[Path]:
     for run in sorted(runs, key=lambda run: int(run["seed"])):
         arms.setdefault(run["arm"], []).append(run)
     tables = folder / "tables.md"
-    tables.write_text("\n".join(line for table in (_arms, _quality, _differences, _cosines, _correlations) for line in [*table(arms), ""]))
+    tables.write_text("\n".join(line for part in (_arms, _quality, _differences, _cosines, _correlations) for line in [*part(arms), ""]))
     with matplotlib.rc_context(STYLE):
-        return [tables, _save(_plot_differences(arms), folder / "differences.svg"), _save(_plot_cosines(arms), folder / "cosines.svg")]
-
-
-def _table(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"**{title}**", "", *("| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |" for cells in lines)]
+        return [tables, save(_plot_differences(arms), folder / "differences.svg"), save(_plot_cosines(arms), folder / "cosines.svg")]
 
 
 def _arms(arms: Arms) -> list[str]:
@@ -54,7 +48,7 @@ def _arms(arms: Arms) -> list[str]:
         epochs = " ".join(str(run["best_epoch"]) for run in runs)
         rows.append([arm, *cells, epochs, f"{np.mean([run['seconds'] for run in runs]):.0f}"])
     header = ["arm", "parameters", "beside the item table", "feed-forward width", "rate chosen", "best epochs", "seconds a run"]
-    return _table("Arms", header, rows)
+    return table("Arms", header, rows)
 
 
 def _quality(arms: Arms) -> list[str]:
@@ -66,7 +60,7 @@ def _quality(arms: Arms) -> list[str]:
             ]
             rows.append([arm, "AB"[domain], *found])
     seeds = len(next(iter(arms.values())))
-    return _table(f"Test metrics, means over {seeds} seeds with 95 % intervals", ["arm", "domain", *MEASURES], rows)
+    return table(f"Test metrics, means over {seeds} seeds with 95 % intervals", ["arm", "domain", *MEASURES], rows)
 
 
 def _differences(arms: Arms) -> list[str]:
@@ -75,10 +69,9 @@ def _differences(arms: Arms) -> list[str]:
         for domain in (0, 1):
             cells = []
             for name, digits in MEASURES.items():
-                found = _difference(arms, one, other, domain, name)
-                cells.append(f"**{found.text(digits, sign=True)}**" if found.clear else found.text(digits, sign=True))
+                cells.append(difference(_difference(arms, one, other, domain, name), digits))
             rows.append([f"{one} − {other}", "AB"[domain], *cells])
-    return _table("Paired differences, 95 % intervals; bold where zero is outside", ["difference", "domain", *MEASURES], rows)
+    return table("Paired differences, 95 % intervals; bold where zero is outside", ["difference", "domain", *MEASURES], rows)
 
 
 def _difference(arms: Arms, one: str, other: str, domain: int, measure: str) -> intervals.Interval:
@@ -102,7 +95,7 @@ def _cosines(arms: Arms) -> list[str]:
             rows.append([arm, str(each["level"]), "AB"[each["domain"]], " ".join(f"{value:.3f}" for value in course), trained, signed])
     dim = next(iter(arms.values()))[0]["architecture"]["dim"]
     header = ["arm", "level", "domain", "mean |cos| untrained and after each epoch", "|cos|, test", "cos, test"]
-    return _table(f"cos(X, X'); two random directions in {dim} dims have |cos| = {chance(dim):.3f} on average", header, rows)
+    return table(f"cos(X, X'); two random directions in {dim} dims have |cos| = {chance(dim):.3f} on average", header, rows)
 
 
 def _correlations(arms: Arms) -> list[str]:
@@ -119,7 +112,7 @@ def _correlations(arms: Arms) -> list[str]:
         y += list(np.array(reached) - np.mean(reached))
     r, low, high = intervals.of_correlation(x, y, lost=len(crossed) - 1)
     rows.append(["over trained runs, each less its arm's mean", str(len(x)), f"{r:+.2f} ({low:+.2f} to {high:+.2f})"])
-    return _table(f"Correlation of mean |cos(X, X')| with {MEASURE}, mean of the domains", ["", "n", "Pearson's r, 95 % interval"], rows)
+    return table(f"Correlation of mean |cos(X, X')| with {MEASURE}, mean of the domains", ["", "n", "Pearson's r, 95 % interval"], rows)
 
 
 def _course(run: Run) -> tuple[list[float], list[float]]:
@@ -176,8 +169,3 @@ def _plot_cosines(arms: Arms) -> Figure:
     right.set_ylabel(f"{MEASURE}, validation")
     right.set_title(f"each line a run, each dot an epoch (every {VALIDATED}th user)", fontsize=8, loc="left")
     return figure
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, metadata={"Date": None})
-    return path

@@ -7,6 +7,9 @@ the dot product of a linear layer of UR or CR with IR, trained with BCE.) Our ow
 - negatives are the other positives of the batch, less those of the same item, and at temperature .07;
 - log q, an item's share among the positives, is taken off its logit, if given: in a batch, popular items are negatives more often
   (Yi et al., RecSys 2019).
+
+Trained without that correction, the cosine over the temperature tends to log p(i | u) - log q(i): who likes what more than others do.
+Whoever serves adds temperature * log of today's popularity, of which a stream knows more than the training days did (`as_cosine`).
 """
 
 from __future__ import annotations
@@ -58,8 +61,14 @@ def fit(
     batch: int = 512,
     rate: float = 1e-3,
     seed: int = 0,
+    temperature: float = 0.07,
+    corrected: bool = True,
 ) -> list[float]:
-    """Train on positives, row by row: ur [N, user], ir [N, item] of the item number `item` [N]. Returns each epoch's mean loss."""
+    """Train on positives, row by row: ur [N, user], ir [N, item] of the item number `item` [N]. Returns each epoch's mean loss.
+
+    Args:
+        corrected: by log q; False: the cosine leaves popularity to `as_cosine`.
+    """
     device = adapter.user.weight.device
     users, items, numbers = (torch.from_numpy(array).to(device) for array in (ur, ir, item.astype(np.int64)))
     log_q = (torch.bincount(numbers) / len(numbers)).log()[numbers]
@@ -70,9 +79,23 @@ def fit(
         for i in torch.split(torch.randperm(len(numbers), generator=order).to(device), batch):
             adam.zero_grad()
             u, v = adapter(users[i], items[i])
-            loss = info_nce(u, v, numbers[i], log_q=log_q[i])
+            loss = info_nce(u, v, numbers[i], temperature, log_q[i] if corrected else None)
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             total += len(i) * float(loss.detach())
         losses.append(total / len(numbers))
     return losses
+
+
+def as_cosine(
+    users: NDArray[np.float32], items: NDArray[np.float32], bias: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """u·v + bias(v) for an index of cosines: users [q, d + 2] and items [n, d + 2], whose cosines order the items likewise for every user.
+
+    The bias is a dimension that every user has as 1; one more makes all items equally long (Bachrach et al., RecSys 2014).
+    """
+    biased = np.column_stack((items, bias))
+    square = (biased.astype(np.float64) ** 2).sum(1)
+    longer = np.sqrt(square.max(initial=0.0) - square)
+    ones, zeros = np.ones(len(users), np.float32), np.zeros(len(users), np.float32)
+    return np.column_stack((users, ones, zeros)), np.column_stack((biased, longer)).astype(np.float32)

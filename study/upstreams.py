@@ -1,0 +1,250 @@
+"""Is the upstream level with other click models that see the same? Five models, each with the same number of tuning trials.
+
+All see the same fields of users, items and events, none the history of clicks but through its own training. Trained on the days before
+`train_until`, tuned on those between, tested from `test_from` on; exact repeats are taken out of all. A trial is one setting on seed 0, as
+long as validation asks for; the setting with the best validation AUC then runs for each seed, for as long as its trial found best, and
+only then is the test looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from crossrep.errors import DataError
+from models import train
+from models.datasets.base import Dataset, Impressions, joined, select, without_repeats
+from models.early_stopping import EarlyStopping
+from models.features import Features, fit
+from models.lfm4ads import ARCHITECTURE, build
+from models.logistic import Logistic
+from models.optimise import Loss, adam, optimise
+from models.train import AD_WEIGHT, MISSING, Samples, field_l2, tower_loss
+from models.transfer.dcnv2 import DCNv2
+from study import boosted_trees
+from study.metrics import gauc
+from study.runs import Run, Runs
+from study.training import one_thread
+
+LOGISTIC, TREES, DCN, TOWER, SHARED = "logistic regression", "boosted trees", "DCNv2", "triple tower", "triple tower, shared branch"
+NETWORKS = (DCN, TOWER, SHARED)
+TUNING = 0  # the seed of tuning; those of the study are 1, 2, ...
+PATIENCE = 1  # epochs without a better validation AUC
+EPOCHS = {LOGISTIC: 15, **dict.fromkeys(NETWORKS, 3)}  # at most
+ENOUGH = 1000  # test impressions that a scenario needs for a row of its own
+
+# Six trials each. Networks share one grid around what `crossrep train` takes.
+_NETWORK = {"rate": (1e-3, 2e-3), "l2": (1e-3, 3e-3, 1e-2)}
+_GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    LOGISTIC: {"rate": (2e-3, 5e-3), "l2": (1e-3, 3e-3, 1e-2)},
+    TREES: {"earlier": (False, True), "num_leaves": (7, 15, 31)},
+    **dict.fromkeys(NETWORKS, _NETWORK),
+}
+TRIALS = {model: [dict(zip(grid, values)) for values in product(*grid.values())] for model, grid in _GRIDS.items()}
+LIGHTGBM = {"learning_rate": 0.05, "min_data_in_leaf": 200, "feature_fraction": 0.3, "bagging_fraction": 0.7, "lambda_l2": 10.0}
+
+NAMES = ("data", "model", "setting", "seed", "length")  # what a run is known by; length: epochs or trees, None: as validation asks for
+
+
+@dataclass(frozen=True)
+class Part:
+    """The impressions of some days, encoded; every array has N rows, in time order."""
+
+    rows: NDArray[np.int32]  # [N, F] of the fused table
+    clicked: NDArray[np.bool_]
+    ad: NDArray[np.bool_]
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    scenario: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Days:
+    """What every run is given."""
+
+    fields: Features
+    samples: Samples
+    train: Part
+    validate: Part
+    test: Part
+    parts: dict[str, NDArray[np.bool_]]  # of the test: a mask each
+    fingerprint: str
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Days:
+        """Raises DataError: a stage has no impressions, or only one kind of them."""
+        whole = without_repeats(joined(list(dataset.impressions())))
+        cuts = -np.inf, dataset.train_until, dataset.test_from, np.inf
+        stages = [select(whole, (whole.event_time >= since) & (whole.event_time < until)) for since, until in pairwise(cuts)]
+        for name, stage in zip(("train", "tune", "test"), stages):
+            if not 0 < stage.clicked.sum() < len(stage):
+                raise DataError(f"{dataset.name} has {len(stage)} impressions to {name} on, {stage.clicked.sum()} of them clicked")
+        fields = fit(dataset, stages[0])
+        samples = Samples(dataset, fields, stages[0])
+        learn, validate, test = (_part(fields, samples, dataset, stage) for stage in stages)
+        cold = {name: ~np.isin(getattr(test, name), getattr(learn, name)) for name in ("user", "item")}
+        tabs = np.flatnonzero(np.bincount(test.scenario) >= ENOUGH).tolist()
+        parts = {f"scenario {dataset.scenarios[tab]}": test.scenario == tab for tab in tabs}
+        parts |= {"cold users": cold["user"], "cold items": cold["item"], "neither cold": ~(cold["user"] | cold["item"])}
+        digest = hashlib.sha256(b"".join(array.tobytes() for part in (learn, validate, test) for array in vars(part).values()))
+        return cls(fields, samples, learn, validate, test, parts, digest.hexdigest()[:16])
+
+
+def _part(fields: Features, samples: Samples, dataset: Dataset, stage: Impressions) -> Part:
+    events = fields.encode_impressions(stage, dataset.scenarios)
+    rows = np.concatenate((samples.users[stage.user], samples.items[stage.item], events), axis=1)
+    return Part(rows, stage.clicked, stage.ad, stage.user, stage.item, stage.scenario)
+
+
+def study(dataset: Dataset, folder: Path, *, seeds: int, workers: int, console: Console) -> tuple[list[Run], list[Run]]:
+    """(the runs of tuning, those of the study). What `folder` holds already is not run again."""
+    days = Days.of(dataset)
+    runs = Runs(folder / "upstreams.jsonl", NAMES)
+    complete = partial(runs.complete, workers=workers, console=console, start=start, given=(days,))
+    about: Run = {"data": days.fingerprint}
+    trials = [about | {"model": model, "setting": setting, "seed": TUNING, "length": None} for model in TRIALS for setting in TRIALS[model]]
+    tuned = complete("tuning", [(each, each) for each in trials], run)
+    chosen = {model: best(tuned, model) for model in TRIALS}
+    # Seed by seed: a study that is cut off has all models of the seeds it has.
+    asked = [
+        about | {"model": model, "setting": chosen[model]["setting"], "seed": seed, "length": chosen[model]["reached"]}
+        for seed, model in product(range(1, seeds + 1), TRIALS)
+    ]
+    return tuned, complete("study", [(each, each) for each in asked], run)
+
+
+def best(tuned: list[Run], model: str) -> Run:
+    return max((run for run in tuned if run["model"] == model), key=lambda run: float(run["validation"]["auc"]))
+
+
+_days: Days  # of a worker's process: sent once, not with every run
+
+
+def start(days: Days) -> None:
+    global _days
+    _days = days
+
+
+def run(asked: Run) -> Run:
+    """One model trained: {"reached": epochs or trees, "validation": measures, "seconds"}, and its test if it was told how long to train.
+
+    The same question gives the same figures on the same machine: it takes one thread.
+    """
+    days, began = _days, time.perf_counter()
+    train_model = _trees if asked["model"] == TREES else _network
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(asked["seed"])
+        score, reached = train_model(days, asked)
+        seconds = time.perf_counter() - began
+        p = score(days.validate)
+        found = {"reached": reached, "validation": measures(p, days.validate.clicked, days.validate.user), "seconds": round(seconds, 1)}
+        if asked["length"] is None:
+            return found
+        p, test = score(days.test), days.test
+    parts = {name: measures(p[part], test.clicked[part], test.user[part]) for name, part in days.parts.items()}
+    return found | {"test": measures(p, test.clicked, test.user), "parts": parts}
+
+
+def measures(p: NDArray[np.floating[Any]], clicked: NDArray[np.bool_], user: NDArray[np.int32]) -> dict[str, float | int]:
+    """NaN where there is nothing to tell."""
+    return {"auc": train.auc(p, clicked), "gauc": gauc(p, clicked, user), "logloss": train.log_loss(p, clicked), "impressions": len(p)}
+
+
+Score = Callable[[Part], NDArray[np.floating[Any]]]  # probabilities of a click
+
+
+def _trees(days: Days, asked: Run) -> tuple[Score, int]:
+    setting = dict(asked["setting"])
+    earlier = setting.pop("earlier")
+    tables = boosted_trees.encoded(days.fields, days.train.rows, days.train.clicked, [days.validate.rows, days.test.rows], earlier=earlier)
+    clicked = [days.train.clicked, days.validate.clicked]
+    trees, count = boosted_trees.fit(tables[:2], clicked, LIGHTGBM | setting, asked["seed"], asked["length"])
+
+    def score(part: Part) -> NDArray[np.floating[Any]]:
+        found: NDArray[np.float64] = trees.predict(tables[1 if part is days.validate else 2], num_iteration=count)
+        return found
+
+    return score, count
+
+
+def _network(days: Days, asked: Run) -> tuple[Score, int]:
+    model, setting, epochs = asked["model"], asked["setting"], asked["length"]
+    network, loss, logits, missing = NETWORK[model](days.fields, setting["l2"])
+    samples = days.samples
+
+    def quality(network: nn.Module) -> float:
+        return train.auc(_score(logits, network, days.validate), days.validate.clicked)
+
+    batches = samples.batches(epochs or 1, missing)
+    if epochs is None:
+        stopping = EarlyStopping(network, quality, PATIENCE)
+        batches = stopping.watch(samples.batches(1, missing) for _ in range(EPOCHS[model]))
+    with Progress(disable=True) as bar:
+        optimise(adam(network, setting["rate"]), loss, batches, bar.add_task(""), bar)
+    if epochs is None:
+        network, epochs = stopping.best, 1 + int(np.argmax(stopping.scores))
+    return partial(_score, logits, network), epochs
+
+
+Logits = Callable[[Any, Tensor, Tensor], Tensor]  # (network, rows int [B, F], ad bool [B]) -> [B]
+
+
+@torch.inference_mode()
+def _score(logits: Logits, network: nn.Module, part: Part) -> NDArray[np.float32]:
+    network.eval()
+    rows, ad = torch.from_numpy(part.rows), torch.from_numpy(part.ad)
+    found = [logits(network, *batch).sigmoid() for batch in zip(torch.split(rows, 4096), torch.split(ad, 4096))]
+    network.train()
+    return torch.cat(found).numpy()
+
+
+def _logistic(fields: Features, l2: float) -> tuple[nn.Module, Loss, Logits, float]:
+    network = Logistic(fields.rows, l2)
+    return network, network.loss, lambda network, rows, ad: network.logits(rows), 0.0
+
+
+def _dcn(fields: Features, l2: float) -> tuple[nn.Module, Loss, Logits, float]:
+    """As wide and deep as the tower's trunk; L2 and lost features as the tower has them."""
+    weights = field_l2(fields, l2)
+    network = DCNv2(fields.rows, len(weights), embedding=ARCHITECTURE["embedding"], cross_layers=ARCHITECTURE["cross_layers"])
+
+    def loss(rows: Tensor, labels: Tensor, ad: Tensor) -> Tensor:
+        embedded: Tensor = network.table(rows)
+        penalty = (embedded.square().sum(2) * weights).sum(1).mean()
+        return binary_cross_entropy_with_logits(network(rows), labels[:, 0]) + penalty
+
+    return network, loss, lambda network, rows, ad: network(rows), MISSING
+
+
+def _tower(shared: bool, fields: Features, l2: float) -> tuple[nn.Module, Loss, Logits, float]:
+    """As `crossrep train` trains it."""
+    network = build(fields, {**ARCHITECTURE, "shared": shared})
+
+    def logits(network: Any, rows: Tensor, ad: Tensor) -> Tensor:
+        content, of_ad = (found[:, 0] for found in network.logits(network.table(rows)))
+        chosen: Tensor = torch.where(ad, of_ad, content)
+        return chosen
+
+    return network, partial(tower_loss, network, field_l2(fields, l2), AD_WEIGHT), logits, MISSING
+
+
+NETWORK: dict[str, Callable[[Features, float], tuple[nn.Module, Loss, Logits, float]]] = {
+    LOGISTIC: _logistic,
+    DCN: _dcn,
+    TOWER: partial(_tower, False),
+    SHARED: partial(_tower, True),
+}
