@@ -36,3 +36,30 @@ def gca(folder: Path, out: Path, seeds: int, workers: int, dim: int, epochs: int
     runs = gca_study.study(load(folder), out, seeds=seeds, workers=workers, schedule=Schedule(epochs=epochs), dim=dim, console=console)
     for path in gca_report.write(runs, out):
         console.print(f"{path} written")
+
+
+@study.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For runs.jsonl, tables and plots.")
+@click.option(
+    "--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Runs of each arm, each with an upstream of its own."
+)
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+@click.option(
+    "--scratch", type=click.Path(file_okay=False, path_type=Path), help="For upstreams, 4 GB. Default: CROSSREP_HOME/study. May be deleted."
+)
+def transfer(folder: Path, out: Path, seeds: int, workers: int, scratch: Path | None) -> None:
+    """What transferred representations are worth to a click model: crossrep study transfer DIR --out FOLDER.
+
+    DIR is KuaiRand-Pure's (https://kuairand.com). Upstreams are trained first, then some forty ways of using what they give are compared
+    on two splits by days (study/arms.py).
+    """
+    from crossrep.kafka import home
+    from models.datasets import kuairand
+    from study import transfer as transfer_study
+    from study import transfer_report
+
+    dataset = kuairand.load(folder)
+    runs = transfer_study.study(dataset, out, scratch or home() / "study", seeds=seeds, workers=workers, console=console)
+    for path in transfer_report.write(runs, dataset.scenarios, out):
+        console.print(f"{path} written")

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from study import intervals
-from study.gca import Run
+from study.runs import Run
 from study.training import MEASURE, VALIDATED, quality
 
 MEASURES = {"ndcg@1": 4, "ndcg@10": 4, "auc": 4, "sampled ndcg@1": 4, "sampled ndcg@10": 4}
