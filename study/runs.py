@@ -46,6 +46,10 @@ class Runs:
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}, line {number} is no run: {error!r}; take the line out") from None
 
+    def missing(self, abouts: Sequence[Run]) -> list[int]:
+        """The places in `abouts` of runs that are not finished."""
+        return [at for at, about in enumerate(abouts) if self._identity(json.loads(json.dumps(about))) not in self.finished]
+
     def complete(
         self,
         what: str,
@@ -93,6 +97,8 @@ def in_processes(
     Args:
         done: tasks that the bar counts as finished before.
     """
+    if not done and not tasks:
+        return
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=done + len(tasks), completed=done)

@@ -28,41 +28,49 @@ class Task:
     rate: float
     tuning: bool
 
+    @property
+    def world(self) -> tuple[str, worlds.Upstream, int]:
+        return self.split, self.arm.upstream, self.seed
+
     def about(self, data: str) -> Run:
         definition: dict[str, Any] = asdict(self.arm) | {"blocks": {name: repr(BLOCKS[name]) for name in self.arm.blocks}}
         return {"data": data, "split": self.split, "arm": definition, "seed": self.seed, "rate": self.rate, "tuning": self.tuning}
 
 
 def study(dataset: Dataset, folder: Path, scratch: Path, *, seeds: int, workers: int, console: Console) -> list[Run]:
-    """Build worlds, tune, run; gives all runs of the study (not those of tuning), each with its arm's "name"."""
+    """Tune, then run seed by seed; gives all runs of the study (not those of tuning), each with its arm's "name".
+
+    A study that is cut off has all arms of the seeds it has. Upstreams are trained when a run needs them.
+    """
     runs, data = Runs(folder / "runs.jsonl", NAMES), worlds.fingerprint(dataset)
-    given = (dataset, scratch, data)
     arms = {"authors": ARMS, "late": {name: ARMS[name] for name in LATE}}
+    several: dict[str, Any] = {"workers": workers, "console": console, "start": _start, "given": (dataset, scratch, data)}
 
     def complete(what: str, tasks: list[Task]) -> list[Run]:
         abouts = [task.about(data) for task in tasks]
-        return runs.complete(what, list(zip(abouts, tasks)), _run, workers=workers, console=console, start=_start, given=given)
+        wanted = dict.fromkeys(tasks[at].world for at in runs.missing(abouts))
+        # A random upstream takes the vocabulary of the trained one, which therefore comes first.
+        trained = dict.fromkeys((split, "dual" if kind == "random" else kind, seed) for split, kind, seed in wanted)
+        for part in (list(trained), [world for world in wanted if world not in trained]):
+            for _ in in_processes(f"upstreams, {what}", _build, part, **several):
+                pass
+        return runs.complete(what, list(zip(abouts, tasks)), _run, **several)
 
-    wanted = [(split, arm.upstream, seed) for split in SPLITS for arm in arms[split].values() for seed in range(seeds + 1)]
-    wanted = [world for world in dict.fromkeys(wanted) if world[2] != TUNING or world[1] == "dual"]
-    # A random upstream takes the vocabulary of the trained one: that one comes first.
-    for part in ([world for world in wanted if world[1] != "random"], [world for world in wanted if world[1] == "random"]):
-        for _ in in_processes("upstreams", _build, part, workers, console, _start, given):
-            pass
-    chosen: dict[tuple[str, str], float] = {}
-    for split in SPLITS:
-        kinds = {arm.kind: arm for arm in reversed(arms[split].values()) if arm.upstream == "dual"}  # the first of each kind
-        tuned = complete(f"tuning, {split}", [Task(split, kind, arm, TUNING, rate, True) for kind, arm in kinds.items() for rate in RATES])
-        for at, kind in enumerate(kinds):
-            chosen[split, kind] = max(tuned[at * len(RATES) : (at + 1) * len(RATES)], key=lambda run: float(run["auc"]))["rate"]
-    # Seed by seed: a study that is cut off has all arms of the seeds it has.
-    tasks = [
-        Task(split, name, arm, seed, chosen[split, arm.kind], False)
-        for seed in range(1, seeds + 1)
-        for split in SPLITS
-        for name, arm in arms[split].items()
-    ]
-    return [run | {"name": task.name} for run, task in zip(complete("arms", tasks), tasks)]
+    # The first arm of each kind is tuned for all of them.
+    kinds = {split: {arm.kind: arm for arm in reversed(arms[split].values())} for split in SPLITS}
+    tuning = [Task(split, kind, arm, TUNING, rate, True) for split in SPLITS for kind, arm in kinds[split].items() for rate in RATES]
+    chosen: dict[tuple[str, str], Run] = {}
+    for task, run in zip(tuning, complete("tuning", tuning)):
+        best = chosen.setdefault((task.split, task.name), run)
+        if run["auc"] > best["auc"]:
+            chosen[task.split, task.name] = run
+    found = []
+    for seed in range(1, seeds + 1):
+        tasks = [
+            Task(split, name, arm, seed, chosen[split, arm.kind]["rate"], False) for split in SPLITS for name, arm in arms[split].items()
+        ]
+        found += [run | {"name": task.name} for task, run in zip(tasks, complete(f"seed {seed} of {seeds}", tasks))]
+    return found
 
 
 _given: tuple[Dataset, Path, str]  # of a worker's process: sent once, not with every run
@@ -82,7 +90,7 @@ def _build(wanted: tuple[str, worlds.Upstream, int]) -> None:
 def _run(task: Task) -> Run:
     global _world
     dataset, scratch, data = _given
-    folder = worlds.place(scratch, data, task.split, task.arm.upstream, task.seed)
+    folder = worlds.place(scratch, data, *task.world)
     if _world is None or _world.folder != folder:
         _world = World(dataset, folder, task.split)
     return downstream.run(_world, task.arm, task.rate, task.seed, task.tuning)
