@@ -48,7 +48,8 @@ def gca(folder: Path, out: Path, seeds: int, workers: int, dim: int, epochs: int
 @click.option(
     "--scratch", type=click.Path(file_okay=False, path_type=Path), help="For upstreams, 4 GB. Default: CROSSREP_HOME/study. May be deleted."
 )
-def transfer(folder: Path, out: Path, seeds: int, workers: int, scratch: Path | None) -> None:
+@click.option("--arm", "only", multiple=True, metavar="NAME", help="Only this one, as study/arms.py names it. Repeatable.")
+def transfer(folder: Path, out: Path, seeds: int, workers: int, scratch: Path | None, only: tuple[str, ...]) -> None:
     """What transferred representations are worth to a click model: crossrep study transfer DIR --out FOLDER.
 
     DIR is KuaiRand-Pure's (https://kuairand.com). Upstreams are trained first, then some forty ways of using what they give are compared
@@ -58,8 +59,12 @@ def transfer(folder: Path, out: Path, seeds: int, workers: int, scratch: Path | 
     from models.datasets import kuairand
     from study import transfer as transfer_study
     from study import transfer_report
+    from study.arms import ARMS
 
-    dataset = kuairand.load(folder)
-    runs = transfer_study.study(dataset, out, scratch or home() / "study", seeds=seeds, workers=workers, console=console)
+    for name in only:
+        if name not in ARMS:
+            raise click.BadParameter(f"{name!r} is none of: {'; '.join(ARMS)}", param_hint="--arm")
+    dataset, scratch = kuairand.load(folder), scratch or home() / "study"
+    runs = transfer_study.study(dataset, out, scratch, seeds=seeds, workers=workers, console=console, only=only)
     for path in transfer_report.write(runs, dataset.scenarios, out):
         console.print(f"{path} written")

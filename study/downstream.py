@@ -47,12 +47,11 @@ def run(world: World, arm: Arm, rate: float, seed: int, tuning: bool = False) ->
     learnt, asked = slice(0, start), slice(start, end) if tuning else slice(end, None)
     data = world.downstream
     with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
         parts = [part for name in arm.blocks for part in features(world, BLOCKS[name], learnt)]
-        model = click_model(world, arm, [part.shape[1] for part in parts])
-        r = torch.from_numpy(np.concatenate(parts, axis=1)) if parts else None
         rows = torch.from_numpy(world.rows[world.first :])
-        cosines = train(model, rows, r, torch.from_numpy(data.clicked.astype(np.float32)), learnt, rate, field_l2(world.model.fields))
+        model = click_model(world, arm, [part.shape[1] for part in parts], seed)
+        r = torch.from_numpy(np.concatenate(parts, axis=1)) if parts else None
+        cosines = train(model, rows, r, torch.from_numpy(data.clicked.astype(np.float32)), learnt, rate, field_l2(world.model.fields), seed)
         probability = predict(model, rows[asked], r[asked] if r is not None else None)
     return {
         **measure(probability, data.clicked[asked], data.user[asked], data.scenario[asked], cold(world, asked)),
@@ -115,7 +114,9 @@ def scaled(vectors: Floats, present: NDArray[np.bool_] | None, learnt: slice) ->
     return found
 
 
-def click_model(world: World, arm: Arm, dims: Sequence[int]) -> DCNv2:
+def click_model(world: World, arm: Arm, dims: Sequence[int], seed: int) -> DCNv2:
+    """All arms of a seed begin with the same embeddings, unless with upstream's, and learn in the same order: what is paired is alike."""
+    torch.manual_seed(2 * seed + 1)
     fields = world.rows.shape[1]
     width, given = fields * EMBEDDING, sum(dims)
     network = world.model.network
@@ -132,16 +133,19 @@ def click_model(world: World, arm: Arm, dims: Sequence[int]) -> DCNv2:
                 places = STACKED if arm.module == "stacked" else STACKED[:1]
                 plugs = {place: FieldAttention(width, dims, fields, heads=2) for place in places}
     beside = Isomorphic(network, frozen_steps=arm.frozen) if arm.beside else None
+    torch.manual_seed(2 * seed)
     model = DCNv2(world.model.fields.rows, fields, embedding=EMBEDDING, plugs=plugs, beside=beside)
     if arm.table:
         model.table.load_state_dict(network.table.state_dict())
     return model
 
 
-def train(model: DCNv2, rows: Tensor, r: Tensor | None, clicked: Tensor, learnt: slice, rate: float, l2: Tensor) -> list[list[float]]:
+def train(
+    model: DCNv2, rows: Tensor, r: Tensor | None, clicked: Tensor, learnt: slice, rate: float, l2: Tensor, seed: int
+) -> list[list[float]]:
     """One epoch, with upstream's L2 on the embeddings a batch touches. Gives |cos(X, X')| of each attention at ten steps of it."""
     adam = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
-    order = torch.randperm(learnt.stop)
+    order = torch.randperm(learnt.stop, generator=torch.Generator().manual_seed(seed))
     batches = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
     shown = {*np.linspace(0, len(batches) - 1, 10).astype(int).tolist()}
     attentions = [plug for plug in model.plugs.values() if isinstance(plug, FieldAttention)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from models.datasets.base import Dataset
 from study import downstream, worlds
-from study.arms import ARMS, BLOCKS, LATE, Arm
+from study.arms import ARMS, BLOCKS, LATE, NONE, Arm
 from study.runs import Run, Runs, in_processes
 from study.worlds import SPLITS, World
 
@@ -37,21 +38,27 @@ class Task:
         return {"data": data, "split": self.split, "arm": definition, "seed": self.seed, "rate": self.rate, "tuning": self.tuning}
 
 
-def study(dataset: Dataset, folder: Path, scratch: Path, *, seeds: int, workers: int, console: Console) -> list[Run]:
+def study(
+    dataset: Dataset, folder: Path, scratch: Path, *, seeds: int, workers: int, console: Console, only: Collection[str] = ()
+) -> list[Run]:
     """Tune, then run seed by seed; gives all runs of the study (not those of tuning), each with its arm's "name".
 
     A study that is cut off has all arms of the seeds it has. Upstreams are trained when a run needs them.
+
+    Args:
+        only: names of arms, which are compared with nothing; empty: all.
     """
     runs, data = Runs(folder / "runs.jsonl", NAMES), worlds.fingerprint(dataset)
-    arms = {"authors": ARMS, "late": {name: ARMS[name] for name in LATE}}
+    wanted = {NONE, *only} if only else {*ARMS}
+    arms = {split: {name: ARMS[name] for name in names if name in wanted} for split, names in (("authors", tuple(ARMS)), ("late", LATE))}
     several: dict[str, Any] = {"workers": workers, "console": console, "start": _start, "given": (dataset, scratch, data)}
 
     def complete(what: str, tasks: list[Task]) -> list[Run]:
         abouts = [task.about(data) for task in tasks]
-        wanted = dict.fromkeys(tasks[at].world for at in runs.missing(abouts))
+        needed = dict.fromkeys(tasks[at].world for at in runs.missing(abouts))
         # A random upstream takes the vocabulary of the trained one, which therefore comes first.
-        trained = dict.fromkeys((split, "dual" if kind == "random" else kind, seed) for split, kind, seed in wanted)
-        for part in (list(trained), [world for world in wanted if world not in trained]):
+        trained = dict.fromkeys((split, "dual" if kind == "random" else kind, seed) for split, kind, seed in needed)
+        for part in (list(trained), [world for world in needed if world not in trained]):
             for _ in in_processes(f"upstreams, {what}", _build, part, **several):
                 pass
         return runs.complete(what, list(zip(abouts, tasks)), _run, **several)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +21,8 @@ from study.worlds import SPLITS
 MEASURES = {"auc": 4, "gauc": 4, "logloss": 4}
 SHOWN = ("CR", "UR + IR + CR", "counters", "counters + UR + IR + CR")  # in the tables by scenario and of the cold, against NONE
 ENOUGH = 1000  # impressions that a scenario needs for a column of its own
+
+UNKNOWN = Interval(math.nan, math.nan)
 
 Arms = dict[str, list[Run]]  # the runs of an arm, by seed
 Splits = dict[str, Arms]
@@ -53,8 +57,7 @@ def _goals(splits: Splits) -> list[str]:
     for one, other, least in GOALS:
         cells, reached = [], True
         for arms in splits.values():
-            found = paired(arms, one, other, lambda run: run["auc"])
-            assert found is not None
+            found = paired(arms, one, other, itemgetter("auc")) or UNKNOWN
             met = found.mean >= least and found.mean > found.half
             reached &= met
             cells.append(f"{difference(found)}: {'yes' if met else 'no'}")
@@ -66,7 +69,7 @@ def _differences(splits: Splits, title: str) -> list[str]:
     rows = []
     for _, one, other in (pair for pair in PAIRS if pair[0] == title):
         for split, arms in splits.items():
-            found = [(paired(arms, one, other, lambda run, name=name: run[name]), digits) for name, digits in MEASURES.items()]  # type: ignore[misc]
+            found = [(paired(arms, one, other, itemgetter(name)), digits) for name, digits in MEASURES.items()]
             cells = [difference(each, digits) for each, digits in found if each is not None]
             if cells:
                 rows.append([f"{one} over {other}", split, *cells])
@@ -87,6 +90,7 @@ def _parts(splits: Splits, split: str, scenarios: Sequence[str]) -> list[str]:
     """AUC of scenarios and of cold and warm keys: that of NONE, and what others add."""
     arms = splits[split]
     sizes: dict[str, int] = arms[NONE][0]["impressions"]
+    shown = [*((name, NONE) for name in SHOWN), (SHOWN[-1], "counters")]
     rows = []
     for part, size in sizes.items():
         kind, _, code = part.partition(" ")
@@ -99,11 +103,9 @@ def _parts(splits: Splits, split: str, scenarios: Sequence[str]) -> list[str]:
             return value
 
         base = intervals.of_mean([value for run in arms[NONE] if (value := measure(run)) is not None])
-        gains = [found for name in SHOWN if (found := paired(arms, name, NONE, measure)) is not None]
-        top = paired(arms, SHOWN[-1], "counters", measure)
-        assert top is not None
-        rows.append([label, f"{size:,}", base.text(4), *map(difference, gains), difference(top)])
-    header = ["impressions of", "n", f"AUC of {NONE}", *(f"{name} over {NONE}" for name in SHOWN), f"{SHOWN[-1]} over counters"]
+        gains = [paired(arms, *pair, measure) or UNKNOWN for pair in shown]
+        rows.append([label, f"{size:,}", base.text(4), *map(difference, gains)])
+    header = ["impressions of", "n", f"AUC of {NONE}", *(f"{one} over {other}" for one, other in shown)]
     return table(f"Split {split!r}: AUC by tab, and of cold and warm users and items", header, rows)
 
 
@@ -132,7 +134,7 @@ def _plot_differences(splits: Splits) -> Figure:
     for panel, measure in zip(panels, ("auc", "gauc")):
         for at, (_, one, other) in enumerate(PAIRS):
             for offset, (split, fill) in zip((0.12, -0.12), zip(splits, ("full", "none"))):
-                found = paired(splits[split], one, other, lambda run, measure=measure: run[measure])  # type: ignore[misc]
+                found = paired(splits[split], one, other, itemgetter(measure))
                 if found is not None:
                     colour = COLOURS[1] if found.clear else COLOURS[5]
                     style = {"fmt": "o", "markersize": 4, "fillstyle": fill, "color": colour, "capsize": 2, "linewidth": 1}
@@ -158,5 +160,6 @@ def _plot_cosines(splits: Splits) -> Figure:
             label = name if place == 0 else None
             panel.plot(np.linspace(0, 1, len(course)), course, color=colour, linestyle=("-", "--", ":")[place % 3], label=label)
     panel.set(xlabel="part of the epoch; lines: layers (solid, dashed, dotted)", ylabel="mean |cos(X, X')|", ylim=(0, None))
-    panel.legend(fontsize=8, frameon=False)
+    if crossed:
+        panel.legend(fontsize=8, frameon=False)
     return figure
