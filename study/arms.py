@@ -128,9 +128,11 @@ ARMS: dict[str, Arm] = {
     "isomorphic, upstream's table, with UR + IR + CR": Arm(VECTORS, beside=True, table=True),
 }
 
-# Of the second split, what the goals and the verdict need.
+# On the second split, what the goals and the verdict need.
 LATE = (
-    *list(ARMS)[:12],
+    *(NONE, "CR", "UR", "UR + IR", "UR + IR + CR"),
+    *("counters", "counters + CR", "counters + UR + IR", "counters + UR + IR + CR"),
+    *("upstream's logit", "counters + upstream's logit", "CR of a random upstream"),
     "CR: plain mean",
     "CR: decayed 7d",
     "CR: decayed 1h",

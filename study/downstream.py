@@ -57,7 +57,6 @@ def run(world: World, arm: Arm, rate: float, seed: int, tuning: bool = False) ->
         **measure(probability, data.clicked[asked], data.user[asked], data.scenario[asked], cold(world, asked)),
         "cosines": cosines,
         "learnt": start,
-        "measured": len(probability),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(time.perf_counter() - began, 2),
     }

@@ -16,12 +16,18 @@ FEW = 5  # earlier impressions; whoever has fewer is cold
 def gauc(score: NDArray[np.floating[Any]], clicked: NDArray[np.bool_], group: NDArray[np.integer[Any]]) -> float:
     """The mean of each group's AUC, weighted by its impressions; groups of one label only have none and are left out. NaN: all are."""
     order = np.lexsort((score, group))
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    parts = [order[start:end] for start, end in zip(starts, [*starts[1:], len(order)])]
-    mixed = [part for part in parts if 0 < clicked[part].sum() < len(part)]
-    if not mixed:
+    y, (_, place, size) = clicked[order], np.unique(group[order], return_inverse=True, return_counts=True)
+    start = np.cumsum(size) - size
+    tied = np.cumsum(np.diff(place, prepend=-1).astype(bool) | np.diff(score[order], prepend=np.nan).astype(bool)) - 1
+    ties = np.bincount(tied)
+    rank = (np.cumsum(ties) - (ties - 1) / 2)[tied] - start[place]  # within the group, from 1, ties counted half
+    positive = np.bincount(place, y)
+    pairs = positive * (size - positive)
+    mixed = pairs > 0
+    if not mixed.any():
         return float("nan")
-    return float(np.average([auc(score[part], clicked[part]) for part in mixed], weights=[len(part) for part in mixed]))
+    above = np.bincount(place, rank * y) - positive * (positive + 1) / 2
+    return float(np.average(above[mixed] / pairs[mixed], weights=size[mixed]))
 
 
 def measure(
@@ -31,12 +37,18 @@ def measure(
     scenario: NDArray[np.int16],
     subsets: Mapping[str, NDArray[np.bool_]],
 ) -> dict[str, Any]:
-    """auc, gauc (by user) and logloss of all; under "auc_of" and "impressions" those of each scenario's code and of the subsets."""
+    """auc, gauc (by user; "gauc_users" have both labels), logloss and impressions of all; under "parts" those of each scenario's code and
+    of the subsets."""
+
+    def of(part: NDArray[np.bool_] | slice) -> dict[str, Any]:
+        p, y, u = probability[part], clicked[part], user[part]
+        return {
+            "auc": finite(auc(p, y)),
+            "gauc": finite(gauc(p, y, u)),
+            "gauc_users": len(np.intersect1d(u[y], u[~y])),
+            "logloss": finite(log_loss(p, y)),
+            "impressions": len(p),
+        }
+
     parts = {**{f"scenario {code}": scenario == code for code in np.unique(scenario).tolist()}, **subsets}
-    return {
-        "auc": finite(auc(probability, clicked)),
-        "gauc": finite(gauc(probability, clicked, user)),
-        "logloss": finite(log_loss(probability, clicked)),
-        "auc_of": {name: finite(auc(probability[part], clicked[part])) for name, part in parts.items()},
-        "impressions": {name: int(part.sum()) for name, part in parts.items()},
-    }
+    return of(slice(None)) | {"parts": {name: of(part) for name, part in parts.items()}}

@@ -35,7 +35,9 @@ def write(runs: list[Run], scenarios: Sequence[str], folder: Path) -> list[Path]
         splits[run["split"]].setdefault(run["name"], []).append(run)
     lines = [*_goals(splits), ""]
     lines += [line for title in dict.fromkeys(title for title, *_ in PAIRS) for line in [*_differences(splits, title), ""]]
-    lines += [line for split in SPLITS for part in (_quality(splits, split), _parts(splits, split, scenarios)) for line in [*part, ""]]
+    for split in SPLITS:
+        parts = [_parts(splits, split, scenarios, measure) for measure in MEASURES]
+        lines += [line for part in (_quality(splits, split), *parts) for line in [*part, ""]]
     lines += [*_cosines(splits), "", *_tuning(splits), ""]
     tables = folder / "tables.md"
     tables.write_text("\n".join(lines))
@@ -55,13 +57,10 @@ def paired(arms: Arms, one: str, other: str, measure: Callable[[Run], float | No
 def _goals(splits: Splits) -> list[str]:
     rows = []
     for one, other, least in GOALS:
-        cells, reached = [], True
-        for arms in splits.values():
-            found = paired(arms, one, other, itemgetter("auc")) or UNKNOWN
-            met = found.mean >= least and found.mean > found.half
-            reached &= met
-            cells.append(f"{difference(found)}: {'yes' if met else 'no'}")
-        rows.append([f"{one} over {other} ≥ {least:+.4f}, interval above 0", *cells, "reached" if reached else "not reached"])
+        found = [paired(arms, one, other, itemgetter("auc")) for arms in splits.values()]
+        met = [each is not None and each.mean >= least and each.mean > each.half for each in found]
+        cells = [difference(each) if each is not None else "not run" for each in found]
+        rows.append([f"{one} over {other} ≥ {least:+.4f}, interval above 0", *cells, "reached" if all(met) else "not reached"])
     return table("Goals: AUC gained, paired by seed", ["goal", *splits, ""], rows)
 
 
@@ -82,31 +81,31 @@ def _quality(splits: Splits, split: str) -> list[str]:
         cells = [intervals.of_mean([run[measure] for run in runs]).text(digits) for measure, digits in MEASURES.items()]
         rows.append([name, *cells, f"{runs[0]['parameters']:,}", f"{np.mean([run['seconds'] for run in runs]):.1f}"])
     first = splits[split][NONE]
-    title = f"Split {split!r}: trained on {first[0]['learnt']:,} impressions, tested on {first[0]['measured']:,}, {len(first)} seeds"
+    title = f"Split {split!r}: trained on {first[0]['learnt']:,} impressions, tested on {first[0]['impressions']:,}, {len(first)} seeds; "
+    title += f"GAUC is of {first[0]['gauc_users']:,} users with clicks and without"
     return table(title, ["arm", *MEASURES, "parameters", "seconds a run"], rows)
 
 
-def _parts(splits: Splits, split: str, scenarios: Sequence[str]) -> list[str]:
-    """AUC of scenarios and of cold and warm keys: that of NONE, and what others add."""
+def _parts(splits: Splits, split: str, scenarios: Sequence[str], measure: str) -> list[str]:
+    """A measure of scenarios and of cold and warm keys: that of NONE, and what others add."""
     arms = splits[split]
-    sizes: dict[str, int] = arms[NONE][0]["impressions"]
     shown = [*((name, NONE) for name in SHOWN), (SHOWN[-1], "counters")]
     rows = []
-    for part, size in sizes.items():
+    for part, first in arms[NONE][0]["parts"].items():
         kind, _, code = part.partition(" ")
-        if kind == "scenario" and size < ENOUGH:
+        if kind == "scenario" and first["impressions"] < ENOUGH:
             continue
-        label = f"tab {scenarios[int(code)]}" if kind == "scenario" else part
 
-        def measure(run: Run, part: str = part) -> float | None:
-            value: float | None = run["auc_of"][part]
+        def of_part(run: Run, part: str = part) -> float | None:
+            value: float | None = run["parts"][part][measure]
             return value
 
-        base = intervals.of_mean([value for run in arms[NONE] if (value := measure(run)) is not None])
-        gains = [paired(arms, *pair, measure) or UNKNOWN for pair in shown]
-        rows.append([label, f"{size:,}", base.text(4), *map(difference, gains)])
-    header = ["impressions of", "n", f"AUC of {NONE}", *(f"{one} over {other}" for one, other in shown)]
-    return table(f"Split {split!r}: AUC by tab, and of cold and warm users and items", header, rows)
+        base = intervals.of_mean([value for run in arms[NONE] if (value := of_part(run)) is not None])
+        gains = [paired(arms, *pair, of_part) or UNKNOWN for pair in shown]
+        label = f"tab {scenarios[int(code)]}" if kind == "scenario" else part
+        rows.append([label, f"{first['impressions']:,}", base.text(4), *map(difference, gains)])
+    header = ["impressions of", "n", f"{measure} of {NONE}", *(f"{one} over {other}" for one, other in shown)]
+    return table(f"Split {split!r}: {measure} by tab, and of cold and warm users and items", header, rows)
 
 
 def _cosines(splits: Splits) -> list[str]:
@@ -129,10 +128,11 @@ def _tuning(splits: Splits) -> list[str]:
 
 def _plot_differences(splits: Splits) -> Figure:
     """A row a pair, AUC on the left and GAUC on the right; filled: the authors' split, hollow: the late one."""
-    figure = Figure((10, 0.21 * len(PAIRS) + 1), layout="constrained")
+    pairs = [(one, other) for _, one, other in PAIRS if any(one in arms and other in arms for arms in splits.values())]
+    figure = Figure((10, 0.21 * len(pairs) + 1), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, measure in zip(panels, ("auc", "gauc")):
-        for at, (_, one, other) in enumerate(PAIRS):
+        for at, (one, other) in enumerate(pairs):
             for offset, (split, fill) in zip((0.12, -0.12), zip(splits, ("full", "none"))):
                 found = paired(splits[split], one, other, itemgetter(measure))
                 if found is not None:
@@ -140,8 +140,8 @@ def _plot_differences(splits: Splits) -> Figure:
                     style = {"fmt": "o", "markersize": 4, "fillstyle": fill, "color": colour, "capsize": 2, "linewidth": 1}
                     panel.errorbar(found.mean, -at + offset, xerr=found.half, **style)
         panel.axvline(0, color=COLOURS[0], linewidth=0.8)
-        panel.set_yticks([-at for at in range(len(PAIRS))], [f"{one} over {other}" for _, one, other in PAIRS], fontsize=7)
-        panel.set_ylim(0.6 - len(PAIRS), 0.6)
+        panel.set_yticks([-at for at in range(len(pairs))], [f"{one} over {other}" for one, other in pairs], fontsize=7)
+        panel.set_ylim(0.4 - len(pairs), 0.6)
         panel.set_title(measure.upper(), fontsize=9, loc="left")
         panel.grid(axis="x", color="#E5E5E5")
         panel.tick_params(axis="x", labelsize=7)

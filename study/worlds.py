@@ -25,6 +25,7 @@ from models import lfm4ads
 from models.datasets.base import Dataset, Impressions, select
 from models.train import train, training_impressions
 from study.past import Past
+from study.training import one_thread
 
 DAY = 86_400.0
 SPLITS = {"authors": 0.0, "late": 3 * DAY}  # how long before `train_until` upstream ends
@@ -55,29 +56,29 @@ def place(scratch: Path, data: str, split: str, upstream: Upstream, seed: int) -
 
 
 def build(dataset: Dataset, folder: Path, split: str, upstream: Upstream, seed: int) -> None:
-    """Train upstream and forward all impressions, unless that is done already."""
+    """Train upstream and forward all impressions, on one thread, unless that is done already.
+
+    Whether it was done by today's code is not asked: whoever changes that deletes the scratch folder.
+    """
     if (folder / "done").exists():
         return
-    before = replace(dataset, train_until=dataset.train_until - SPLITS[split])
-    architecture = {"shared": upstream == "shared"}
-    if upstream == "random":
-        torch.manual_seed(seed)
-        fields = lfm4ads.load(place_beside(folder, "dual")).fields
-        lfm4ads.save(folder, "random", fields, lfm4ads.build(fields, lfm4ads.ARCHITECTURE), lfm4ads.ARCHITECTURE, {})
-    else:
-        train(before, folder, seed=seed, architecture=architecture, baseline=False, progress=False)
-    world = World(dataset, folder, split)
-    for name, vectors in world.forward(*KEPT).items():
-        temporary = folder / f".{name}.{os.getpid()}.npy"
-        np.save(temporary, vectors)
-        temporary.replace(folder / f"{name}.npy")
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        _train(dataset, folder, split, upstream, seed)
+        for name, vectors in World(dataset, folder, split).forward(*KEPT).items():
+            temporary = folder / f".{name}.{os.getpid()}.npy"
+            np.save(temporary, vectors)
+            temporary.replace(folder / f"{name}.npy")
     (folder / "done").touch()
 
 
-def place_beside(folder: Path, upstream: Upstream) -> Path:
-    """The same split's and seed's world with another upstream."""
-    split, _, seed = folder.name.split("-")
-    return folder.with_name(f"{split}-{upstream}-{seed}")
+def _train(dataset: Dataset, folder: Path, split: str, upstream: Upstream, seed: int) -> None:
+    if upstream == "random":  # of the trained one's vocabulary
+        fields = lfm4ads.load(folder.with_name(f"{split}-dual-{seed}")).fields
+        torch.manual_seed(seed)
+        lfm4ads.save(folder, "random", fields, lfm4ads.build(fields, lfm4ads.ARCHITECTURE), lfm4ads.ARCHITECTURE, {})
+    else:
+        before = replace(dataset, train_until=dataset.train_until - SPLITS[split])
+        train(before, folder, seed=seed, architecture={"shared": upstream == "shared"}, baseline=False, progress=False)
 
 
 @dataclass

@@ -204,8 +204,8 @@ def test_upstream_and_downstream_learn_from_their_days_alone(world: World) -> No
     assert late.downstream.event_time[0] >= world.dataset.train_until - 3 * worlds.DAY > late.impressions.event_time[late.first - 1]
     found = downstream.run(world, ARMS["nothing"], 2e-3, 1)
     tuned = downstream.run(world, ARMS["nothing"], 2e-3, 1, tuning=True)
-    assert found["learnt"] == tuned["learnt"] + tuned["measured"] and found["learnt"] + found["measured"] == len(world.downstream)
-    assert found["measured"] == (when >= TEST_FROM).sum()
+    assert found["learnt"] == tuned["learnt"] + tuned["impressions"] and found["learnt"] + found["impressions"] == len(world.downstream)
+    assert found["impressions"] == (when >= TEST_FROM).sum()
 
 
 @pytest.mark.parametrize("kind", sorted({arm.kind for arm in ARMS.values()}))
