@@ -28,6 +28,7 @@ from study.worlds import DAY, World
 EMBEDDING = 10
 BATCH = 256  # as upstream's 512 with half as many samples; the figures of seeds then lie closer together
 STACKED = ("embedding", "cross1", "cross3")  # where gated cross-attention stands if it is stacked
+FAR = 10.0
 SHRINK = (1.0, 20.0)  # impressions of the mean click rate that a rate begins with
 
 Floats = NDArray[np.float32]
@@ -104,11 +105,12 @@ def counters(world: World, block: Counters, learnt: slice) -> Floats:
 
 
 def scaled(vectors: Floats, present: NDArray[np.bool_] | None, learnt: slice) -> Floats:
+    """Clipped at FAR deviations: a unit of a ReLU layer that was off throughout what is learnt from would be thousands of them when it is on."""
     there = np.ones(len(vectors), np.bool_) if present is None else present
     sample = vectors[learnt][there[learnt]]
     if not len(sample):
         return np.zeros_like(vectors)
-    found: Floats = (vectors - sample.mean(0)) / (sample.std(0) + 1e-6)
+    found: Floats = np.clip((vectors - sample.mean(0)) / (sample.std(0) + 1e-6), -FAR, FAR)
     found[~there] = 0.0
     return found
 

@@ -260,3 +260,13 @@ def test_a_study_from_the_command_line_goes_on_where_it_was_cut_off(folder: Path
     assert again == [json.loads(line) | {"seconds": 0} for line in whole.splitlines()]
     refused = CliRunner().invoke(cli, [*words, "--arm", "everything"])
     assert refused.exit_code == 2 and "'everything' is none of: nothing; CR; " in refused.output
+
+
+def test_features_are_on_a_common_scale_also_of_units_that_were_off() -> None:
+    vectors = np.random.default_rng(0).normal(3.0, 5.0, (200, 3)).astype(np.float32)
+    vectors[:100, 2] = 0.0
+    present = np.arange(200) % 4 > 0
+    found = downstream.scaled(vectors, present, slice(0, 100))
+    np.testing.assert_allclose(found[:100][present[:100], :2].mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(found[:100][present[:100], :2].std(0), 1.0, atol=1e-5)
+    assert not found[~present].any() and abs(found[100:, 2]).max() == downstream.FAR
