@@ -83,7 +83,7 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """Arms of a kind are tuned together, on the first of them."""
+        """Arms of a kind are tuned together: the first of them for all."""
         parts: list[str] = [self.module if self.blocks else "none"]
         parts += ["isomorphic"] * self.beside + ["upstream's table"] * self.table + [f"frozen {self.frozen}"] * bool(self.frozen)
         return ", ".join(parts)

@@ -105,7 +105,7 @@ def counters(world: World, block: Counters, learnt: slice) -> Floats:
 
 
 def scaled(vectors: Floats, present: NDArray[np.bool_] | None, learnt: slice) -> Floats:
-    """Clipped at FAR deviations: a unit of a ReLU layer that was off throughout what is learnt from would be thousands of them when it is on."""
+    """Clipped at FAR deviations: a unit of a ReLU layer that was off in all that is learnt from would be thousands of them when on."""
     there = np.ones(len(vectors), np.bool_) if present is None else present
     sample = vectors[learnt][there[learnt]]
     if not len(sample):

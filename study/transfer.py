@@ -49,8 +49,8 @@ def study(
         only: names of arms, which are compared with nothing; empty: all.
     """
     runs, data = Runs(folder / "runs.jsonl", NAMES), worlds.fingerprint(dataset)
-    wanted = {NONE, *only} if only else {*ARMS}
-    arms = {split: {name: ARMS[name] for name in names if name in wanted} for split, names in (("authors", tuple(ARMS)), ("late", LATE))}
+    whole = {"authors": tuple(ARMS), "late": LATE}
+    arms = {split: {name: ARMS[name] for name in names if not only or name in {NONE, *only}} for split, names in whole.items()}
     several: dict[str, Any] = {"workers": workers, "console": console, "start": _start, "given": (dataset, scratch, data)}
 
     def complete(what: str, tasks: list[Task]) -> list[Run]:
@@ -63,9 +63,9 @@ def study(
                 pass
         return runs.complete(what, list(zip(abouts, tasks)), _run, **several)
 
-    # The first arm of each kind is tuned for all of them.
-    kinds = {split: {arm.kind: arm for arm in reversed(arms[split].values())} for split in SPLITS}
-    tuning = [Task(split, kind, arm, TUNING, rate, True) for split in SPLITS for kind, arm in kinds[split].items() for rate in RATES]
+    first = {split: {ARMS[name].kind: ARMS[name] for name in reversed(whole[split])} for split in SPLITS}
+    kinds = [(split, kind) for split in SPLITS for kind in dict.fromkeys(arm.kind for arm in arms[split].values())]
+    tuning = [Task(split, kind, first[split][kind], TUNING, rate, True) for split, kind in kinds for rate in RATES]
     chosen: dict[tuple[str, str], Run] = {}
     for task, run in zip(tuning, complete("tuning", tuning)):
         best = chosen.setdefault((task.split, task.name), run)
