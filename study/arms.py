@@ -24,9 +24,10 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Counters:
-    """Of both entities, for each half-life: impressions and clicks (log(1 + n)), and the click rate, shrunk a little and more."""
+    """Of each entity and half-life: impressions and clicks (log(1 + n)), and the click rate, shrunk a little and more."""
 
     half_lives: tuple[str, ...] = (FOR_EVER,)
+    entities: tuple[str, ...] = ("user", "item")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ BLOCKS: dict[str, Block] = {
     "ir": Vectors("ir", LATEST, ("item",)),
     "cr": Vectors("cr", MEAN_4),
     "counters": Counters(),
+    "user counters": Counters(entities=("user",)),
+    "item counters": Counters(entities=("item",)),
     "logit": Now("logit"),
     "cr last": Vectors("cr", LATEST),
     "cr mean": Vectors("cr", MEAN),
@@ -100,6 +103,8 @@ ARMS: dict[str, Arm] = {
     "UR + IR": Arm(("ur", "ir")),
     "UR + IR + CR": Arm(VECTORS),
     "counters": Arm(("counters",)),
+    "counters of users": Arm(("user counters",)),
+    "counters of items": Arm(("item counters",)),
     "counters + CR": Arm(("counters", "cr")),
     "counters + UR + IR": Arm(("counters", "ur", "ir")),
     "counters + UR + IR + CR": Arm(("counters", *VECTORS)),
@@ -131,7 +136,7 @@ ARMS: dict[str, Arm] = {
 # On the second split, what the goals and the verdict need.
 LATE = (
     *(NONE, "CR", "UR", "UR + IR", "UR + IR + CR"),
-    *("counters", "counters + CR", "counters + UR + IR", "counters + UR + IR + CR"),
+    *("counters", "counters of users", "counters of items", "counters + CR", "counters + UR + IR", "counters + UR + IR + CR"),
     *("upstream's logit", "counters + upstream's logit", "CR of a random upstream"),
     "CR: plain mean",
     "CR: decayed 7d",
@@ -149,6 +154,8 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
     ("what representations bring", "UR + IR + CR", "UR + IR"),
     ("what representations bring", "CR of a random upstream", NONE),
     ("what representations bring", "CR", "CR of a random upstream"),
+    ("on top of counters", "counters of users", NONE),
+    ("on top of counters", "counters of items", NONE),
     ("on top of counters", "counters", "UR + IR + CR"),
     ("on top of counters", "counters + CR", "counters"),
     ("on top of counters", "counters + UR + IR", "counters"),

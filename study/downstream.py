@@ -91,13 +91,13 @@ def features(world: World, block: Block, learnt: slice) -> Iterator[Floats]:
 
 
 def counters(world: World, block: Counters, learnt: slice) -> Floats:
-    """[n, 8 a half-life]. They are weights of columns without a vector, which any space can declare."""
+    """[n, 4 an entity and half-life]. They are weights of columns without a vector, which any space can declare."""
     clicked = world.impressions.clicked
     nothing = np.empty((len(clicked), 0), np.float32)
     mean = world.downstream.clicked[learnt].mean()
     columns = []
     for half_life in block.half_lives:
-        for past in world.past.values():
+        for past in (world.past[entity] for entity in block.entities):
             shown = past.known(Aggregate(half_life=half_life), nothing, clicked).weights
             clicks = past.known(Aggregate(half_life=half_life, impression=0.0, click=1.0), nothing, clicked).weights
             columns += [np.log1p(shown), np.log1p(clicks), *((clicks + few * mean) / (shown + few) for few in SHRINK)]
