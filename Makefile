@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KUAIRAND ?= $(wildcard ../shared/data/kuairand_pure*)
 
-.PHONY: demo test lint bench bench-quick study-gca soak chaos clean
+.PHONY: demo test lint bench bench-quick study study-gca soak chaos clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/crossrep demo $(if $(KUAIRAND),--kuairand $(KUAIRAND))
@@ -34,6 +34,11 @@ bench: $(VENV)/.installed
 # The headline in minutes: crossrep, Kafka Streams, and the limits, on the same rows. The last line is JSON.
 bench-quick: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.quick
+
+# What representations bring to a click model: docs/study.md. Cut off, it goes on where it was.
+study: $(VENV)/.installed
+	@test -n "$(KUAIRAND)" || { echo "no KuaiRand here; name its folder: make study KUAIRAND=..."; exit 1; }
+	@$(BIN)/crossrep study transfer $(KUAIRAND) --out docs/study
 
 # Gated cross-attention on two domains: docs/study-gca.md. A quarter of an hour; cut off, it goes on where it was. Any folder of that form does.
 TWO_DOMAINS ?= ../shared/data/amazon_food_kitchen

@@ -181,17 +181,21 @@ def _sweep(
     expire_after = np.inf if spec.expire_after is None else spec.expire_after
     used.rows += len(rows)
     used.combined += int((rows.counts > 1).sum())
-    used.blurred += _cut(starts, rows.times, rows.counts, slots, before, at, expire_after, begins, ends)
+    used.blurred += spans(starts, rows.times, rows.counts, slots, before, at, expire_after, begins, ends)
     counts, times = np.zeros(len(slots), np.int64), np.full(len(slots), NEVER)
     _sweep_entity(begins, ends, rows.counts, rows.times, counts, times)
     known.counts[to], known.event_times[to] = counts, times
     for name, column in spec.columns.items():
-        answer = _sweep_column(column, rows.columns[name], begins, ends)
+        answer = column_at(column, rows.columns[name], begins, ends)
         for what in ("vectors", "weights", "times", "present"):
             getattr(known.columns[name], what)[to] = getattr(answer, what)
 
 
-def _sweep_column(column: Column, rows: ColumnRows, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> ColumnRows:
+def column_at(column: Column, rows: ColumnRows, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> ColumnRows:
+    """One column's answer to n moments: the rows [begins, ends) of each folded; what keys share is swept once.
+
+    Rows are sorted by key and time, moments too (`spans`).
+    """
     n = len(begins)
     vectors, weights, times = np.zeros((n, column.dim), np.float32), np.zeros(n), np.full(n, NEVER)
     if column.half_life is None:
@@ -202,7 +206,7 @@ def _sweep_column(column: Column, rows: ColumnRows, begins: NDArray[np.int64], e
 
 
 @_jit
-def _cut(starts, times, counts, slots, before, at, expire_after, begins, ends):  # type: ignore[no-untyped-def]
+def spans(starts, times, counts, slots, before, at, expire_after, begins, ends):  # type: ignore[no-untyped-def]
     """For each moment: the rows [begin, end) of its key that count. Returns how many moments have a combined row next."""
     slot, i, begin, newest, blurred = -1, 0, 0, -np.inf, 0
     for q in range(len(slots)):

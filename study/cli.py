@@ -76,3 +76,35 @@ def retrieval(folder: Path, out: Path, seeds: int, workers: int) -> None:
     settings, runs = retrieval_study.study(kuairand.load(folder), out, seeds=seeds, workers=workers, console=console)
     for path in retrieval_report.write(settings, runs, out):
         console.print(f"{path} written")
+
+
+@study.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For runs.jsonl, tables and plots.")
+@click.option(
+    "--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Runs of each arm, each with an upstream of its own."
+)
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+@click.option(
+    "--scratch", type=click.Path(file_okay=False, path_type=Path), help="For upstreams, 4 GB. Default: CROSSREP_HOME/study. May be deleted."
+)
+@click.option("--arm", "only", multiple=True, metavar="NAME", help="Only this one, as study/arms.py names it. Repeatable.")
+def transfer(folder: Path, out: Path, seeds: int, workers: int, scratch: Path | None, only: tuple[str, ...]) -> None:
+    """What transferred representations are worth to a click model: crossrep study transfer DIR --out FOLDER.
+
+    DIR is KuaiRand-Pure's (https://kuairand.com). Upstreams are trained first, then some forty ways of using what they give are compared
+    on two splits by days (study/arms.py).
+    """
+    from crossrep.kafka import home
+    from models.datasets import kuairand
+    from study import transfer as transfer_study
+    from study import transfer_report
+    from study.arms import ARMS
+
+    for name in only:
+        if name not in ARMS:
+            raise click.BadParameter(f"{name!r} is none of: {'; '.join(ARMS)}", param_hint="--arm")
+    dataset, scratch = kuairand.load(folder), scratch or home() / "study"
+    runs = transfer_study.study(dataset, out, scratch, seeds=seeds, workers=workers, console=console, only=only)
+    for path in transfer_report.write(runs, dataset.scenarios, out):
+        console.print(f"{path} written")

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from study import intervals
-from study.gca import Run
+from study.runs import Run
 from study.tables import COLOURS, STYLE, difference, save, table
 from study.training import MEASURE, VALIDATED, quality
 
