@@ -1,7 +1,7 @@
 """A plain click model, DCNv2 (Wang et al., WWW 2021), with a place for every way of transfer.
 
     DCNv2(rows, fields)                                                              nothing is transferred
-    DCNv2(rows, fields, plugs={"embedding": Concat(width, k)})                       likewise Linear, NonLinearAdapter
+    DCNv2(rows, fields, plugs={"embedding": Concat(width, k)})                       likewise FieldConcat, Linear, NonLinearAdapter
     DCNv2(rows, fields, plugs={"embedding": FieldAttention(width, dims, fields)})    early; stacked: also at "cross1", ...
     DCNv2(rows, fields, beside=Isomorphic(network))                                  network: an upstream's
 

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.towers import TripleTower
 from models.transfer.adapter import NonLinearAdapter
-from models.transfer.concat import Concat
+from models.transfer.concat import Concat, FieldConcat
 from models.transfer.dcnv2 import DCNv2
 from models.transfer.gated_cross_attention import FieldAttention, GatedCrossAttention
 from models.transfer.isomorphic import Isomorphic
@@ -40,6 +40,7 @@ def attention() -> FieldAttention:
 MODELS: dict[str, Callable[[], DCNv2]] = {
     "linear": lambda: click_model({"embedding": Linear(WIDTH, K)}),
     "concat": lambda: click_model({"embedding": Concat(WIDTH, K, 3)}),
+    "concat of each": lambda: click_model({"embedding": FieldConcat(WIDTH, DIMS, 3)}),
     "adapter": lambda: click_model({"embedding": NonLinearAdapter(WIDTH, K)}),
     "adapter from identity": lambda: click_model({"embedding": NonLinearAdapter(WIDTH, K, gain=2.0)}),
     "isomorphic": lambda: click_model(beside=Isomorphic(upstream())),
@@ -90,7 +91,7 @@ def test_what_begins_unchanged_and_what_does_not(name: str, batch: tuple[Tensor,
     shared = {key: value for key, value in plain.state_dict().items() if model.state_dict()[key].shape == value.shape}
     model.load_state_dict(shared, strict=False)
     same = torch.equal(model(rows, r), plain(rows))
-    assert same == (name not in ("concat", "adapter"))
+    assert same == (name not in ("concat", "concat of each", "adapter"))
 
 
 def test_feature_level_by_formula(batch: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -115,6 +116,17 @@ def w(module: nn.Module, name: str) -> np.ndarray:
 def dense(module: nn.Module, name: str, x: np.ndarray) -> np.ndarray:
     result: np.ndarray = x @ w(module, f"{name}.weight").T + w(module, f"{name}.bias")
     return result
+
+
+def test_each_representation_has_an_adapter_of_its_own(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    torch.manual_seed(3)
+    x, r = torch.randn(B, WIDTH), batch[1]
+    module = FieldConcat(WIDTH, DIMS, 3)
+    found, other = module(x, r), module(x, torch.cat((r[:, : DIMS[0]], torch.zeros(B, DIMS[1])), dim=1))
+    assert found.shape == (B, module.width) == (B, WIDTH + 3 * len(DIMS)) and torch.equal(found[:, :WIDTH], x)
+    first = nn.functional.linear(r[:, : DIMS[0]], module.adapters[0].weight, module.adapters[0].bias)
+    assert torch.allclose(found[:, WIDTH : WIDTH + 3], first) and torch.equal(found[:, : WIDTH + 3], other[:, : WIDTH + 3])
+    assert not torch.allclose(found[:, WIDTH + 3 :], other[:, WIDTH + 3 :])
 
 
 def test_gated_cross_attention_by_formula() -> None:
