@@ -285,6 +285,18 @@ def test_metrics_by_hand(world: World) -> None:
         assert few["new users"][i] == (data.user[at] not in data.user[: world.first + end])
 
 
+def test_gauc_is_below_chance_for_a_users_own_past() -> None:
+    """Clicks are drawn independently, each user with a probability of his own; docs/study.md says what follows from it."""
+    chance, users, each = np.random.default_rng(1), 400, 10
+    user = np.tile(np.arange(users, dtype=np.int32), each)
+    time = np.repeat(np.arange(each, dtype=float), users)
+    clicked = chance.random(len(user)) < chance.beta(2, 3, users)[user]
+    past, nothing = Past(user, time, user, time), np.empty((len(user), 0), np.float32)
+    clicks = past.known(Aggregate(half_life=FOR_EVER, impression=0.0, click=1.0), nothing, clicked).weights
+    rate = (clicks + 4.0) / (past.counts() + 10.0)
+    assert auc(rate, clicked) > 0.6 and metrics.gauc(rate, clicked, user) < 0.35
+
+
 def test_a_study_from_the_command_line_goes_on_where_it_was_cut_off(folder: Path, tmp_path: Path) -> None:
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     shown = re.search(r"^    crossrep (study transfer DIR --out \S+)$", (ROOT / "docs" / "study.md").read_text(), re.MULTILINE)
