@@ -31,13 +31,21 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class Affinity:
+    """How near the item's IR is to the mean IR of what the user clicked, and of what he skipped; and the user's UR to the mean UR of those
+    who clicked the item, and skipped it: for each entity and half-life the two dot products and their difference."""
+
+    half_lives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Now:
     """What the model gives for the very impression that is scored: it has to be asked while serving."""
 
     source: str
 
 
-Block = Vectors | Counters | Now
+Block = Vectors | Counters | Affinity | Now
 
 LATEST = Aggregate("latest")
 MEAN = Aggregate(half_life=FOR_EVER)
@@ -51,6 +59,8 @@ BLOCKS: dict[str, Block] = {
     "counters": Counters(),
     "user counters": Counters(entities=("user",)),
     "item counters": Counters(entities=("item",)),
+    "rates": Counters(("1h", "6h", "1d", "3d", "7d", FOR_EVER)),
+    "affinity": Affinity(("1d", FOR_EVER)),
     "logit": Now("logit"),
     "cr last": Vectors("cr", LATEST),
     "cr mean": Vectors("cr", MEAN),
@@ -88,6 +98,7 @@ class Arm:
     def kind(self) -> str:
         """Arms of a kind are tuned together: the first of them for all."""
         parts: list[str] = [self.module if self.blocks else "none"]
+        parts += ["counted"] * any(isinstance(BLOCKS[name], Counters) for name in self.blocks)
         parts += ["isomorphic"] * self.beside + ["upstream's table"] * self.table + [f"frozen {self.frozen}"] * bool(self.frozen)
         return ", ".join(parts)
 
@@ -108,6 +119,10 @@ ARMS: dict[str, Arm] = {
     "counters + CR": Arm(("counters", "cr")),
     "counters + UR + IR": Arm(("counters", "ur", "ir")),
     "counters + UR + IR + CR": Arm(("counters", *VECTORS)),
+    "rates": Arm(("rates",)),
+    "rates + UR + IR": Arm(("rates", "ur", "ir")),
+    "rates + affinity + UR + IR": Arm(("rates", "affinity", "ur", "ir")),
+    "whole record": Arm(("rates", "affinity", *VECTORS)),
     "upstream's logit": Arm(("logit",)),
     "counters + upstream's logit": Arm(("counters", "logit")),
     "CR of a random upstream": Arm(("cr",), upstream="random"),
@@ -137,6 +152,7 @@ ARMS: dict[str, Arm] = {
 LATE = (
     *(NONE, "CR", "UR", "UR + IR", "UR + IR + CR"),
     *("counters", "counters of users", "counters of items", "counters + CR", "counters + UR + IR", "counters + UR + IR + CR"),
+    *("rates", "rates + UR + IR", "rates + affinity + UR + IR", "whole record"),
     *("upstream's logit", "counters + upstream's logit", "CR of a random upstream"),
     "CR: plain mean",
     "CR: decayed 7d",
@@ -163,6 +179,10 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
     ("on top of counters", "counters + UR + IR + CR", "counters + UR + IR"),
     ("on top of counters", "counters + upstream's logit", "counters"),
     ("on top of counters", "counters + UR + IR + CR", "counters + upstream's logit"),
+    ("whole record", "rates", "counters"),
+    *(("whole record", one, "counters + UR + IR") for one in ("rates + UR + IR", "rates + affinity + UR + IR", "whole record")),
+    ("whole record", "rates + affinity + UR + IR", "rates + UR + IR"),
+    ("whole record", "whole record", "rates + affinity + UR + IR"),
     ("branches", "CR", "CR, shared branch"),
     ("branches", "UR + IR + CR", "UR + IR + CR, shared branch"),
     *(("aggregates", name, "CR: plain mean") for name in ARMS if name.startswith("CR: ") and name != "CR: plain mean"),
@@ -187,5 +207,5 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
 GOALS: tuple[tuple[str, str, float], ...] = (
     ("CR", NONE, 0.015),
     ("UR + IR + CR", "UR + IR", 0.001),
-    ("counters + UR + IR + CR", "counters + UR + IR", 0.0015),
+    ("whole record", "counters + UR + IR", 0.0015),
 )

@@ -19,7 +19,7 @@ from models.transfer.dcnv2 import DCNv2
 from models.transfer.gated_cross_attention import FieldAttention
 from models.transfer.isomorphic import Isomorphic
 from models.transfer.linear import Linear
-from study.arms import BLOCKS, Arm, Block, Counters, Now
+from study.arms import BLOCKS, LATEST, Affinity, Arm, Block, Counters, Now
 from study.metrics import FEW, measure
 from study.past import Aggregate
 from study.training import one_thread
@@ -30,6 +30,7 @@ BATCH = 256  # as upstream's 512 with half as many samples; the figures of seeds
 STACKED = ("embedding", "cross1", "cross3")  # where gated cross-attention stands if it is stacked
 FAR = 10.0
 SHRINK = (1.0, 20.0)  # impressions of the mean click rate that a rate begins with
+DOUBT = 3.0  # impressions at which a mean counts half
 
 Floats = NDArray[np.float32]
 
@@ -83,6 +84,8 @@ def features(world: World, block: Block, learnt: slice) -> Iterator[Floats]:
         yield scaled(world.output(block.source)[world.first :], None, learnt)
     elif isinstance(block, Counters):
         yield scaled(counters(world, block, learnt), None, learnt)
+    elif isinstance(block, Affinity):
+        yield scaled(affinity(world, block), None, learnt)
     else:
         outputs = world.output(block.source)
         for entity in block.entities:
@@ -101,6 +104,28 @@ def counters(world: World, block: Counters, learnt: slice) -> Floats:
             shown = past.known(Aggregate(half_life=half_life), nothing, clicked).weights
             clicks = past.known(Aggregate(half_life=half_life, impression=0.0, click=1.0), nothing, clicked).weights
             columns += [np.log1p(shown), np.log1p(clicks), *((clicks + few * mean) / (shown + few) for few in SHRINK)]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def affinity(world: World, block: Affinity) -> Floats:
+    """[n, 6 a half-life]: dot products of means with the other's latest vector, each mean shrunk by W / (W + DOUBT).
+
+    Target attention with a mean for its memory: sum over the past of weight · (x · now) is (W · mean) · now. A user's means are of the
+    items' vectors and the other way round, which a space declares as it declares a mean of CR. Vectors are less their mean of upstream's
+    days, or all would be alike.
+    """
+    clicked = world.impressions.clicked
+    columns = []
+    for entity, other, source in (("user", "item", "ir"), ("item", "user", "ur")):
+        vectors = world.output(source)
+        vectors = vectors - vectors[: world.first].mean(0)
+        now = world.past[other].known(LATEST, vectors, clicked).vectors
+        for half_life in block.half_lives:
+            near = []
+            for how in (Aggregate(half_life=half_life, impression=0.0, click=1.0), Aggregate(half_life=half_life, click=-1.0)):
+                known = world.past[entity].known(how, vectors, clicked)
+                near.append((known.vectors * now).sum(1) * known.weights / (known.weights + DOUBT))
+            columns += [*near, near[0] - near[1]]
     return np.stack(columns, axis=1).astype(np.float32)
 
 

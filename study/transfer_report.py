@@ -89,7 +89,7 @@ def _quality(splits: Splits, split: str) -> list[str]:
 def _parts(splits: Splits, split: str, scenarios: Sequence[str], measure: str) -> list[str]:
     """A measure of scenarios and of cold and warm keys: that of NONE, and what others add."""
     arms = splits[split]
-    shown = [*((name, NONE) for name in SHOWN), (SHOWN[-1], "counters")]
+    shown = [*((name, NONE) for name in SHOWN), (SHOWN[-1], "counters"), ("whole record", "counters + UR + IR")]
     rows = []
     for part, first in arms[NONE][0]["parts"].items():
         kind, _, code = part.partition(" ")

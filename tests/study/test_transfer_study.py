@@ -17,7 +17,10 @@ from click.testing import CliRunner
 
 import study.cli  # noqa: F401  adds the studies' commands
 from crossrep import algebra, replay, replay_files
+from crossrep.answers import answer
 from crossrep.cli import cli
+from crossrep.keys import Keys
+from crossrep.records import RecordLayout
 from crossrep.spec import Space, parse_duration
 from models.datasets.base import Dataset, select
 from models.datasets.kuairand import ITEM_CATEGORIES, ITEM_NUMBERS, TEST_FROM, USER_CATEGORIES, USER_NUMBERS, load
@@ -147,6 +150,53 @@ def test_no_feature_depends_on_its_own_time_or_a_later_one(world: World, name: s
         assert isinstance(block, arms.Now) or not np.array_equal(part[~safe], again[~safe])  # it does look at the past
 
 
+def folded(world: World, space: Space, folder: Path, until: float = np.inf) -> dict[str, replay.Table]:
+    """The events before `until` as they are published, an impression and then its click, by `crossrep replay`'s own fold."""
+    data = select(world.impressions, world.impressions.event_time < until)
+    event = np.concatenate((np.arange(len(data)), np.flatnonzero(data.clicked)))
+    table = {
+        "event": ["impression"] * len(data) + ["click"] * int(data.clicked.sum()),
+        "event_time": data.event_time[event],
+        **{f"{entity}_id": [f"{entity}{key}" for key in getattr(data, entity)[event]] for entity in ("user", "item")},
+        **{name: list(world.output(name)[event]) for name in ("ur", "ir", "cr")},
+    }
+    pq.write_table(pa.table(table), folder / "samples.parquet", row_group_size=1000)
+    return replay.fold(space, replay_files.of_files(str(folder), space).tasks, 2)
+
+
+def record_of(table: replay.Table, keys: list[str]) -> Any:
+    slots = table.index.slots()
+    place = {key: i for i, key in enumerate(table.index.keys(slots).tolist())}
+    return table.state.records(slots)[[place[key.encode()] for key in keys]]
+
+
+def test_features_computed_from_records_are_the_studys(world: World, tmp_path: Path) -> None:
+    """docs/features.md's functions, on answers made of nothing but the records that its space holds at the moment."""
+    shown = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "features.md").read_text(), re.DOTALL)
+    assert shown
+    names: dict[str, Any] = {}
+    exec(compile(shown[1], "docs/features.md", "exec"), names)
+    space = Space.from_dict(Space.load(ROOT / "spaces" / "kuairand-rates-v1.toml").toml_dict | {"vectors": "float32"})
+    data, learnt = world.downstream, slice(0, 300)
+    rates, affinity = BLOCKS["rates"], BLOCKS["affinity"]
+    assert isinstance(rates, arms.Counters) and isinstance(affinity, arms.Affinity)
+    expected = downstream.counters(world, rates, learnt), downstream.affinity(world, affinity)
+    for row in np.linspace(400, len(data) - 1, 5).astype(int).tolist():
+        at = float(data.event_time[row])
+        tables = folded(world, space, tmp_path, until=at)
+        answers = {}
+        for entity, table in tables.items():
+            key = f"{entity}{getattr(data, entity)[row]}"
+            answers[entity] = answer(RecordLayout(space, entity), Keys.of([key]), np.ones(1, np.bool_), record_of(table, [key]), at, {})
+        by_entity = [names["rates"](found, data.clicked[learnt].mean()).reshape(6, 4) for found in answers.values()]
+        np.testing.assert_allclose(np.concatenate(by_entity, axis=1).reshape(-1), expected[0][row], rtol=1e-5, atol=1e-6)
+        found = []
+        for entity, other, latest in (("user", "item", "ir"), ("item", "user", "ur")):
+            centre = world.output(latest)[: world.first].mean(0)
+            found.append(names["affinity"](answers[entity], answers[other][latest], centre))
+        np.testing.assert_allclose(np.concatenate(found, axis=1)[0], expected[1][row], rtol=1e-3, atol=1e-5 * np.abs(expected[1]).max())
+
+
 def test_what_is_known_is_what_a_replay_of_the_stream_gives(world: World, tmp_path: Path) -> None:
     """The events as they are published, an impression and then its click, through `crossrep replay`'s own fold."""
     data = world.impressions
@@ -166,24 +216,14 @@ def test_what_is_known_is_what_a_replay_of_the_stream_gives(world: World, tmp_pa
     entities = {entity: {"columns": columns} for entity in ("user", "item")}
     weights = {"impression": 1.0, "click": 3.0}
     space = Space.from_dict({"name": "study-1", "partitions": 2, "vectors": "float32", "weights": weights, "entities": entities})
-    event = np.concatenate((np.arange(len(data)), np.flatnonzero(data.clicked)))
-    table = {
-        "event": ["impression"] * len(data) + ["click"] * int(data.clicked.sum()),
-        "event_time": data.event_time[event],
-        **{f"{entity}_id": [f"{entity}{key}" for key in getattr(data, entity)[event]] for entity in entities},
-        **{name: list(vectors[event]) for name, vectors in sources.items()},
-    }
-    pq.write_table(pa.table(table), tmp_path / "samples.parquet", row_group_size=1000)
-    tables = replay.fold(space, replay_files.of_files(str(tmp_path), space).tasks, 2)
+    tables = folded(world, space, tmp_path)
     after = float(data.event_time.max()) + 1.0
     for entity, table_of in tables.items():
         keys: Any = getattr(data, entity)
         asked = np.unique(keys)
         past = Past(keys, data.event_time, asked, np.full(len(asked), after))
-        slots = table_of.index.slots()
-        place = {key: i for i, key in enumerate(table_of.index.keys(slots).tolist())}
-        records = table_of.state.records(slots)[[place[f"{entity}{key}".encode()] for key in asked]]
-        assert len(records) == len(place)
+        records = record_of(table_of, [f"{entity}{key}" for key in asked])
+        assert len(records) == table_of.index.size
         for name, (source, how, _) in declared.items():
             vectors = sources[source] if source else np.empty((len(data), 0), np.float32)
             known = past.known(how, vectors, data.clicked)
@@ -243,6 +283,18 @@ def test_metrics_by_hand(world: World) -> None:
         earlier = select(data, (data.user == data.user[at]) & (data.event_time < data.event_time[at]))
         assert few["cold users"][i] == (len(earlier) < metrics.FEW) == (not few["warm users"][i])
         assert few["new users"][i] == (data.user[at] not in data.user[: world.first + end])
+
+
+def test_gauc_is_below_chance_for_a_users_own_past() -> None:
+    """Clicks are drawn independently, each user with a probability of his own; docs/study.md says what follows from it."""
+    chance, users, each = np.random.default_rng(1), 400, 10
+    user = np.tile(np.arange(users, dtype=np.int32), each)
+    time = np.repeat(np.arange(each, dtype=float), users)
+    clicked = chance.random(len(user)) < chance.beta(2, 3, users)[user]
+    past, nothing = Past(user, time, user, time), np.empty((len(user), 0), np.float32)
+    clicks = past.known(Aggregate(half_life=FOR_EVER, impression=0.0, click=1.0), nothing, clicked).weights
+    rate = (clicks + 4.0) / (past.counts() + 10.0)
+    assert auc(rate, clicked) > 0.6 and metrics.gauc(rate, clicked, user) < 0.35
 
 
 def test_a_study_from_the_command_line_goes_on_where_it_was_cut_off(folder: Path, tmp_path: Path) -> None:
