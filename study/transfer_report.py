@@ -20,7 +20,8 @@ from study.worlds import SPLITS
 
 MEASURES = {"auc": 4, "gauc": 4, "logloss": 4}
 SHOWN = ("CR", "UR + IR + CR", "counters", "counters + UR + IR + CR")  # in the tables by scenario and of the cold, against NONE
-ENOUGH = 1000  # impressions that a scenario needs for a column of its own
+ENOUGH = 1000  # impressions that a scenario needs for a row of its own
+USERS = 100  # with both labels, that any row of GAUC needs
 
 UNKNOWN = Interval(math.nan, math.nan)
 
@@ -34,7 +35,8 @@ def write(runs: list[Run], scenarios: Sequence[str], folder: Path) -> list[Path]
     for run in sorted(runs, key=lambda run: (list(ARMS).index(run["name"]), run["seed"])):
         splits[run["split"]].setdefault(run["name"], []).append(run)
     lines = [*_goals(splits), ""]
-    lines += [line for title in dict.fromkeys(title for title, *_ in PAIRS) for line in [*_differences(splits, title), ""]]
+    done = [title for title, one, other in PAIRS if any(one in arms and other in arms for arms in splits.values())]
+    lines += [line for title in dict.fromkeys(done) for line in [*_differences(splits, title), ""]]
     for split in SPLITS:
         parts = [_parts(splits, split, scenarios, measure) for measure in MEASURES]
         lines += [line for part in (_quality(splits, split), *parts) for line in [*part, ""]]
@@ -93,7 +95,7 @@ def _parts(splits: Splits, split: str, scenarios: Sequence[str], measure: str) -
     rows = []
     for part, first in arms[NONE][0]["parts"].items():
         kind, _, code = part.partition(" ")
-        if kind == "scenario" and first["impressions"] < ENOUGH:
+        if (kind == "scenario" and first["impressions"] < ENOUGH) or (measure == "gauc" and first["gauc_users"] < USERS):
             continue
 
         def of_part(run: Run, part: str = part) -> float | None:
