@@ -17,11 +17,10 @@ from benchmarks.infer import FIELDS, bare, dataset_of, declared, train
 from crossrep import kafka
 from crossrep.cli import bootstrap_option
 from crossrep.errors import CrossrepError
-from crossrep.spec import Space, fold_group
+from crossrep.spec import Space, fold_group, infer_group
 from crossrep.view import LocalView
 from models.datasets import Dataset
 from streams import freshness
-from streams.infer import group_of
 from streams.publish import publish_events, publish_features
 from streams.verify import unfolded
 
@@ -49,7 +48,7 @@ def throughput(space: Space, bootstrap: str, infer: Worker, fold: Worker, events
     started = infer.wait(lambda: infer.logged("assigned .+"), "infer is not assigned")
     cpu = infer.cpu(), fold.cpu()
     inputs = [space.inputs.impressions, space.inputs.clicks]
-    infer.wait(committed(bootstrap, group_of(space), inputs), "not all is inferred", every=0.1)
+    infer.wait(committed(bootstrap, infer_group(space), inputs), "not all is inferred", every=0.1)
     inferred = time.time()
     fold.wait(committed(bootstrap, fold_group(space), [space.frames_topic], transactions=True), "not all is folded")
     ended = time.time()
@@ -158,7 +157,9 @@ def main(
                         console.print(f"throughput: {rate:,.0f} events/s; now freshness at {share:.0%} of it", style="dim")
                         at[share], more = fresh(dataset, space, address, rate * share, seconds, sent.events / sent.impressions)
                         total += more + at[share].sent
-                    infer.wait(committed(address, group_of(space), [space.inputs.impressions, space.inputs.clicks]), "not all is inferred")
+                    infer.wait(
+                        committed(address, infer_group(space), [space.inputs.impressions, space.inputs.clicks]), "not all is inferred"
+                    )
                     fold.wait(lambda: not unfolded(space, address), "not all is folded")
                     counted(space, address, total)
                     infer.stop()

@@ -15,9 +15,9 @@ import numpy as np
 from benchmarks.common import ROOT, cluster, committed, conditions, console, drain, in_process, report, space_of, worker
 from crossrep.cli import bootstrap_option
 from crossrep.errors import CrossrepError
+from crossrep.spec import infer_group
 from models import upstream
 from models.datasets import Dataset, simulator
-from streams.infer import group_of
 from streams.publish import publish_events, publish_features
 
 FIELDS = (30, 11)  # of a user and of an item, as many as KuaiRand has
@@ -111,7 +111,7 @@ def main(
                 with worker(Path(folder), "infer", space.name, *options, "--name", "bench") as infer:
                     started = infer.wait(lambda: infer.logged("assigned .+"), "infer is not assigned")
                     cpu = infer.cpu()
-                    infer.wait(committed(address, group_of(space), inputs), "not all is inferred", every=0.1)
+                    infer.wait(committed(address, infer_group(space), inputs), "not all is inferred", every=0.1)
                     seconds, cpu = time.time() - started, infer.cpu() - cpu
                     seen = {name: values[0] for name, values in infer.metrics().items()}
                     infer.stop()

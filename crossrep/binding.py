@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 
 from confluent_kafka import KafkaError, KafkaException
 
-from crossrep import kafka, spaces
+from crossrep import groups, kafka, spaces
 from crossrep.errors import CrossrepError, ModelError, SpaceError, TopicError
 from crossrep.spaces import MODELS_TOPIC, Published
 from crossrep.spec import infer_group, next_name
@@ -56,7 +56,8 @@ def bind(published: Published, model: Model, bootstrap: str, accept: bool = Fals
         accept: take the place of another one.
 
     Raises:
-        ModelError: the space is another model's, or `accept` while workers of it run.
+        ModelError: the space is another model's.
+        StateError: `accept` while workers of it run.
         TopicError: there is no topic to record it on.
         CrossrepError: the cluster does not answer.
     """
@@ -64,7 +65,7 @@ def bind(published: Published, model: Model, bootstrap: str, accept: bool = Fals
     if bound is not None and bound.digest == model.digest:
         return None
     if accept:
-        _refuse_members(infer_group(published.space), bootstrap)
+        groups.refuse_active(bootstrap, infer_group(published.space))
     space = published.space
     deadline = time.monotonic() + kafka.RETRY_FOR
     while True:
@@ -137,20 +138,3 @@ def refuse_other(published: Published, model: Model, bound: Binding | None) -> N
 
 def _frames(published: Published) -> str:
     return published.topic_ids[published.space.frames_topic]
-
-
-def _refuse_members(group: str, bootstrap: str) -> None:
-    admin = kafka.admin(bootstrap)
-    (asked,) = admin.describe_consumer_groups([group], request_timeout=kafka.REQUEST_TIMEOUT).values()
-    try:
-        members = asked.result().members
-    except KafkaException as error:
-        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
-            return
-        raise CrossrepError(f"the cluster does not say who is in group {group}: {error.args[0].str()}") from None
-    if members:
-        names = ", ".join(sorted(member.group_instance_id or member.client_id for member in members))
-        raise ModelError(
-            f"--accept-model: workers of group {group} still run ({names}). Stop them all first; one that was killed counts until its "
-            "session is over"
-        )

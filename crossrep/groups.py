@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, StateError
@@ -15,9 +15,14 @@ Offsets = dict[str, dict[int, int]]  # topic -> partition -> the next message to
 
 
 def refuse_active(bootstrap: str, group: str) -> None:
-    """Raises StateError if the group has members; names them."""
+    """Raises StateError if the group has members, and names them; CrossrepError: the cluster does not answer."""
     admin = kafka.admin(bootstrap)  # held: what a client that is gone was asked is never answered
-    about = admin.describe_consumer_groups([group], request_timeout=kafka.REQUEST_TIMEOUT)[group].result()
+    try:
+        about = admin.describe_consumer_groups([group], request_timeout=kafka.REQUEST_TIMEOUT)[group].result()
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return
+        raise CrossrepError(f"the cluster does not say who is in group {group}: {error.args[0].str()}") from None
     if about.state not in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD, ConsumerGroupState.UNKNOWN):
         names = ", ".join(sorted(member.group_instance_id or member.member_id for member in about.members)) or "joining just now"
         raise StateError(

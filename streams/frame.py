@@ -11,7 +11,7 @@ from confluent_kafka import Message
 
 from crossrep.errors import BadEvent, BadRecord
 from crossrep.frames import CLOCK_SKEW, EVENT_WEIGHT_LIMIT
-from crossrep.spec import MAX_KEY_BYTES, Space
+from crossrep.spec import MAX_KEY_BYTES, Space, frame_group
 from crossrep.writer import rows_of
 from schemas import codec
 from streams import metrics, topics
@@ -19,10 +19,6 @@ from streams.pipeline import Options, Output, Pipeline
 from streams.vectors import narrowed
 
 CODEC = codec("inference")
-
-
-def group_of(space: Space) -> str:
-    return f"frame.{space.name}"
 
 
 class Frame:
@@ -95,7 +91,7 @@ def check_sample(space: Space, sample: dict[str, Any], append_time: float) -> No
 def run(space: Space, bootstrap: str, options: Options) -> None:
     """Frame until told to stop. Raises CrossrepError as `streams.infer.run` does."""
     topics.check(space, bootstrap)
-    pipeline = Pipeline(space, bootstrap, group_of(space), [space.inference_topic], [Frame(space)], options)
+    pipeline = Pipeline(space, bootstrap, frame_group(space), [space.inference_topic], [Frame(space)], options)
     about = {"space": space.name}
     server = metrics.serve(options.port, lambda: (pipeline.ready, about), lambda: metrics.of_stats("crossrep_frame", pipeline.stats))
     try:

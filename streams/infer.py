@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crossrep import binding
 from crossrep.errors import BadRecord, CrossrepError, ModelError
 from crossrep.frames import CLOCK_SKEW
-from crossrep.spec import MAX_KEY_BYTES, Space
+from crossrep.spec import MAX_KEY_BYTES, Space, infer_group
 from crossrep.writer import rows_of
 from models.upstream import Identity, UpstreamModel
 from schemas import codec
@@ -24,10 +24,6 @@ from streams import metrics, topics
 from streams.features import FeatureView
 from streams.pipeline import Options, Output, Pipeline
 from streams.vectors import narrowed
-
-
-def group_of(space: Space) -> str:
-    return f"infer.{space.name}"
 
 
 def check_model(space: Space, model: UpstreamModel, identity: Identity) -> None:
@@ -151,7 +147,7 @@ def run(space: Space, bootstrap: str, model: UpstreamModel, identity: Identity, 
     inputs = [space.inputs.impressions, space.inputs.clicks]
     work = Infer(space, model, users, items)
     admit = partial(binding.check, published, identity, bootstrap)
-    pipeline = Pipeline(space, bootstrap, group_of(space), inputs, [work.read, work.forward, work.rows], options, admit)
+    pipeline = Pipeline(space, bootstrap, infer_group(space), inputs, [work.read, work.forward, work.rows], options, admit)
 
     def ready() -> tuple[bool, dict[str, Any]]:
         skipped = users.skipped + items.skipped

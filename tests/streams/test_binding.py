@@ -16,12 +16,12 @@ import pytest
 
 from crossrep import binding, kafka, spaces
 from crossrep.binding import Model
-from crossrep.errors import ModelError
-from crossrep.spec import Space
+from crossrep.errors import ModelError, StateError
+from crossrep.spec import Space, infer_group
 from models import upstream
 from models.registry import Registry, resolve
 from models.upstream import Identity
-from streams.infer import check_model, group_of
+from streams.infer import check_model
 from tests.cluster import ROOT, Workers, free_port, new_space, prove, ready, settled, wait_for
 from tests.streams.small_model import SPEC, Feed, inferred, is_stopped, small_dataset, small_model
 
@@ -66,11 +66,11 @@ def test_the_first_worker_binds_the_space_and_others_are_refused(bootstrap: str,
     _, stranger = resolve(str(other), None)
     with pytest.raises(ModelError, match=rf"space '{space.name}' is that of model small@1 \({bound.digest[:12]}\).*are never averaged"):
         binding.bind(published, stranger, bootstrap)
-    with pytest.raises(ModelError, match=rf"workers of group {group_of(space)} still run \(i0\). Stop them all first"):
+    with pytest.raises(StateError, match=rf"workers of group {infer_group(space)} are running \(i0\): stop them all first"):
         binding.bind(published, stranger, bootstrap, accept=True)
 
     first.send_signal(signal.SIGSTOP)  # it sleeps through what follows
-    wait_for(lambda: is_stopped(first) and nobody(group_of(space), bootstrap), "its session is over")
+    wait_for(lambda: is_stopped(first) and nobody(infer_group(space), bootstrap), "its session is over")
     accepted, port = infer(workers, space, str(other), "i1", "--accept-model")
     wait_for(lambda: ready(port), "the other one is ready")
     feed.send(300)
