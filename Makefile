@@ -35,10 +35,13 @@ bench: $(VENV)/.installed
 bench-quick: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.quick
 
-# What representations bring to a click model: docs/study.md. Cut off, it goes on where it was.
+# What representations bring to a click model (docs/study.md), the upstream beside others and retrieval (docs/study-upstream.md). Runs that
+# docs/study/*.jsonl hold are not done again: without these files all are, in about an hour. Cut off, it goes on where it was.
 study: $(VENV)/.installed
 	@test -n "$(KUAIRAND)" || { echo "no KuaiRand here; name its folder: make study KUAIRAND=..."; exit 1; }
 	@$(BIN)/crossrep study transfer $(KUAIRAND) --out docs/study
+	@$(BIN)/crossrep study upstreams $(KUAIRAND) --out docs/study
+	@$(BIN)/crossrep study retrieval $(KUAIRAND) --out docs/study
 
 # Gated cross-attention on two domains: docs/study-gca.md. A quarter of an hour; cut off, it goes on where it was. Any folder of that form does.
 TWO_DOMAINS ?= ../shared/data/amazon_food_kitchen
