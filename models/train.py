@@ -129,9 +129,8 @@ def train(
             metrics["validation_auc"] = [finite(score) for score in stopping.scores]
         if baseline:
             linear = logistic.Logistic(fields.rows)
-            passes = logistic.EPOCHS * epochs
-            learning = bar.add_task("logistic regression", total=samples.steps(passes))
-            optimise(adam(linear), linear.loss, samples.batches(passes), learning, bar)
+            learning = bar.add_task("logistic regression", total=samples.steps(logistic.EPOCHS * epochs))
+            optimise(adam(linear), linear.loss, samples.batches(logistic.EPOCHS * epochs), learning, bar)
             scores = evaluate(linear.predict, fields, dataset)
             metrics |= {"logistic_auc": scores["auc"], "logistic_logloss": scores["logloss"]}
     metrics |= {"train_impressions": len(impressions), "train_seconds": round(seconds, 1)}
@@ -215,8 +214,8 @@ class Samples:
 
     @property
     def fingerprint(self) -> str:
-        arrays = self.users, self.items, self.events, *self.rates.values(), self.labels, *vars(self.impressions).values()
-        return digest(*(array.tobytes() for array in arrays))
+        columns = self.users, self.items, self.events, *self.rates.values(), self.labels, *vars(self.impressions).values()
+        return digest(*(column.tobytes() for column in columns))
 
     def batches(self, epochs: int, missing: float = 0.0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """rows int32 [B, F], labels float32 [B, 1 + tasks], ad bool [B].

@@ -103,4 +103,4 @@ def _plot(models: Models) -> Figure:
         for name in MEASURES
     }
     below = "test, 95 % interval; blue where zero is outside; of logloss, less is better"
-    return plot_differences(Figure((10, 3.2), layout="constrained"), panels, below)
+    return plot_differences(Figure((13, 3.2), layout="constrained"), panels, below)
