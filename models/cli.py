@@ -69,6 +69,7 @@ def dataset(source: str, folder: Path | None, simulated: dict[str, int]) -> Data
 )
 @click.option("--device", default="cpu", show_default=True, help="Once: cpu, cuda, cuda:1, or auto: CUDA where there is one.")
 @click.option("--mixed", is_flag=True, help="Once: multiply in bfloat16 where the device does so in hardware.")
+@click.option("--rates", is_flag=True, help="Once: click rates and counts of user and item ids, of the training days, as features too.")
 @click.option("--first-days", type=click.IntRange(1), default=7, show_default=True, help="Daily: learnt together, to begin with.")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Daily: the last day to learn. Default: all there are.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Daily: AUC by day, as FILE.svg or .png.")
@@ -89,6 +90,7 @@ def train(
     patience: int | None,
     device: str,
     mixed: bool,
+    rates: bool,
     name: str | None,
     for_space: str | None,
     url: str | None,
@@ -114,6 +116,8 @@ def train(
         raise click.UsageError("give one of them: --out MODEL to train once, --resume DIR to train daily")
     if plot is not None and resume is None:
         raise click.UsageError("--plot shows days: it goes with --resume")
+    if rates and resume is not None:
+        raise click.UsageError("--rates are counted once, over all training days: they go with --out, not with --resume")
     data = dataset(source, folder, simulated)
     if samples is not None:
         from models.datasets import samples as labelled
@@ -127,7 +131,7 @@ def train(
     elif out is not None:
         from models import train as training
 
-        options: dict[str, Any] = {"epochs": epochs, "patience": patience, "device": device, "mixed": mixed}
+        options: dict[str, Any] = {"epochs": epochs, "patience": patience, "device": device, "mixed": mixed, "rates": rates}
         metrics = training.train(data, out, seed=simulated["seed"], architecture=architecture, **options)
         console.print(f"test AUC {metrics['auc']:.4f} (logistic regression: {metrics['logistic_auc']:.4f}); model in {out}")
         if name is not None:

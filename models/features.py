@@ -6,7 +6,8 @@ train the unknown row). The field's offset in the table is added here, so that a
 
 - text is a category;
 - numbers are binned by the quantiles of the training data, or each value has its own bin if there are few of them (give codes as text);
-- the event time becomes the hour of the day, UTC.
+- the event time becomes the hour of the day, UTC;
+- a statistic is a number that training has counted of each id (`models/rates.py`), binned as numbers are.
 
 No torch here: encoding runs where features are consumed.
 """
@@ -38,9 +39,10 @@ class Field:
     """How one feature becomes a row number; rows count from the field's own first row, which is the unknown one."""
 
     name: str
-    type: Literal["category", "number", "hour"]
-    values: tuple[str, ...] = ()  # category: the known values, in row order from row 1
-    edges: tuple[float, ...] = ()  # number: inner bin edges, ascending; bin i is row 1 + i
+    type: Literal["category", "number", "hour", "statistic"]
+    values: tuple[str, ...] = ()  # category: the known values, in row order from row 1; statistic: the known ids
+    edges: tuple[float, ...] = ()  # number, statistic: inner bin edges, ascending; bin i is row 1 + i
+    numbers: tuple[float, ...] = ()  # statistic: of each id
     row_of: dict[str | None, int] = field(init=False, repr=False, compare=False)
 
     @property
@@ -48,11 +50,12 @@ class Field:
         return 25 if self.type == "hour" else 1 + (len(self.values) if self.type == "category" else len(self.edges) + 1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "row_of", {value: row for row, value in enumerate(self.values, 1)})
+        rows = self.bins(np.array(self.numbers)).tolist() if self.type == "statistic" else range(1, 1 + len(self.values))
+        object.__setattr__(self, "row_of", dict(zip(self.values, rows, strict=True)))
 
     def encode(self, values: Iterable[object]) -> list[int]:
         """The row of each value; never raises on a value. Plain Python: as fast for one row as an array would be for thousands."""
-        if self.type == "category":
+        if self.type in ("category", "statistic"):
             get = self.row_of.get
             return [get(value if value.__class__ is str else category(value), 0) for value in values]
         numbers = map(number, values)
@@ -61,6 +64,10 @@ class Field:
             return rows
         edges = self.edges
         return [1 + bisect_right(edges, x) if math.isfinite(x) else 0 for x in numbers]
+
+    def bins(self, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The row of each number, for many: 0 for NaN."""
+        return np.where(np.isnan(numbers), 0, 1 + np.searchsorted(self.edges, numbers, side="right"))
 
 
 def category(value: object) -> str | None:
@@ -111,7 +118,7 @@ class Features:
     def _encode(self, kind: str, ids: Sequence[str], columns: Mapping[str, Sequence[object]]) -> NDArray[np.int32]:
         out = np.zeros((len(ids), len(self.fields[kind])), dtype=np.int32)
         for j, f in enumerate(self.fields[kind]):
-            values = ids if f.name == ID_FIELDS[kind] else columns.get(f.name)
+            values = ids if f.name == ID_FIELDS[kind] or f.type == "statistic" else columns.get(f.name)
             if values is not None:
                 out[:, j] = f.encode(values)
         return out + self.offsets[kind]
@@ -135,7 +142,11 @@ class Features:
 
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
         return {
-            kind: [{"name": f.name, "type": f.type, "values": list(f.values), "edges": list(f.edges)} for f in fields]
+            kind: [
+                {"name": f.name, "type": f.type, "values": list(f.values), "edges": list(f.edges)}
+                | ({"numbers": list(f.numbers)} if f.type == "statistic" else {})
+                for f in fields
+            ]
             for kind, fields in self.fields.items()
         }
 
@@ -144,11 +155,13 @@ class Features:
         try:
             features = cls(
                 {
-                    kind: [Field(f["name"], f["type"], tuple(f["values"]), tuple(f["edges"])) for f in data[kind]]
+                    kind: [
+                        Field(f["name"], f["type"], tuple(f["values"]), tuple(f["edges"]), tuple(f.get("numbers", ()))) for f in data[kind]
+                    ]
                     for kind in ("user", "item", "event")
                 }
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the vocabulary is not one that models/features.py wrote: {error!r}") from error
         if features.names["event"] != EVENT_FIELDS:
             raise ModelError(f"the vocabulary's event fields are {features.names['event']}, not {EVENT_FIELDS}")
@@ -265,10 +278,10 @@ def often(total: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted((value for value, count in total.items() if count >= OFTEN), key=lambda value: (-total[value], value)))
 
 
-def fit_number(name: str, values: Sequence[object]) -> Field:
-    """Bins of about equal population; one bin per value if there are at most BINS of them (edges midway between neighbours)."""
+def fit_number(name: str, values: Sequence[object], bins: int = BINS) -> Field:
+    """Bins of about equal population; one bin per value if there are at most `bins` of them (edges midway between neighbours)."""
     known = np.array([x for x in map(number, values) if math.isfinite(x)], dtype=np.float64)
     distinct = np.unique(known)
-    few = len(distinct) <= BINS
-    edges = (distinct[1:] + distinct[:-1]) / 2 if few else np.unique(np.quantile(known, np.arange(1, BINS) / BINS))
+    few = len(distinct) <= bins
+    edges = (distinct[1:] + distinct[:-1]) / 2 if few else np.unique(np.quantile(known, np.arange(1, bins) / bins))
     return Field(name, "number", edges=tuple(edges.tolist()))

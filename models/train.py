@@ -38,6 +38,7 @@ from models.early_stopping import EarlyStopping
 from models.features import Features, fit
 from models.lfm4ads import ARCHITECTURE, LFM4Ads, build, fused, save
 from models.optimise import adam, bars, optimise
+from models.rates import fit_with_rates, training_rows
 from models.towers import CLICK, TripleTower
 from models.upstream import versions
 
@@ -62,6 +63,7 @@ def train(
     ad_weight: float = AD_WEIGHT,
     device: str = "cpu",
     mixed: bool = False,
+    rates: bool = False,
     baseline: bool = True,
     progress: bool = True,
     every: float = EVERY,
@@ -73,6 +75,7 @@ def train(
         architecture: overrides entries of `lfm4ads.ARCHITECTURE`; its "tasks" are labels of the data set.
         device: see `devices.choose`.
         mixed: multiply in bfloat16 where the device has it in hardware.
+        rates: users and items have the click rate and the impressions of their id as features too (`models/rates.py`).
         baseline: train a logistic regression on the same features beside it.
         every: seconds after which what has been learnt is kept in `out`, for the same call to go on from if this one is cut off.
 
@@ -82,7 +85,7 @@ def train(
     """
     began = time.perf_counter()
     impressions = training_impressions(dataset)
-    fields = fit(dataset, impressions)
+    fields = (fit_with_rates if rates else fit)(dataset, impressions)
     sizes = {**ARCHITECTURE, **(architecture or {})}
     samples = Samples(dataset, fields, impressions, sizes["tasks"])
     place = devices.choose(device)
@@ -126,10 +129,8 @@ def train(
             metrics["validation_auc"] = [finite(score) for score in stopping.scores]
         if baseline:
             linear = logistic.Logistic(fields.rows)
-            passes = logistic.EPOCHS * epochs
-            optimise(
-                adam(linear), linear.loss, samples.batches(passes), bar.add_task("logistic regression", total=samples.steps(passes)), bar
-            )
+            learning = bar.add_task("logistic regression", total=samples.steps(logistic.EPOCHS * epochs))
+            optimise(adam(linear), linear.loss, samples.batches(logistic.EPOCHS * epochs), learning, bar)
             scores = evaluate(linear.predict, fields, dataset)
             metrics |= {"logistic_auc": scores["auc"], "logistic_logloss": scores["logloss"]}
     metrics |= {"train_impressions": len(impressions), "train_seconds": round(seconds, 1)}
@@ -207,17 +208,19 @@ class Samples:
         self.users = fields.encode_columns("user", dataset.user_ids, dataset.user_features)
         self.items = fields.encode_columns("item", dataset.item_ids, dataset.item_features)
         self.events = fields.encode_impressions(impressions, dataset.scenarios)
+        self.rates = training_rows(fields, dataset, impressions)  # in the place of the last columns, which all of training tells
         self.impressions = impressions
         self.offsets = fields.offsets  # a field's first row is its unknown one
 
     @property
     def fingerprint(self) -> str:
-        return digest(*(array.tobytes() for array in (self.users, self.items, self.events, self.labels, *vars(self.impressions).values())))
+        columns = self.users, self.items, self.events, *self.rates.values(), self.labels, *vars(self.impressions).values()
+        return digest(*(column.tobytes() for column in columns))
 
     def batches(self, epochs: int, missing: float = 0.0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """rows int32 [B, F], labels float32 [B, 1 + tasks], ad bool [B].
 
-        At rate `missing` a user's or item's features but the id are unknown.
+        At rate `missing` a user's or item's features but the id, and what is known from it, are unknown.
         """
         data = self.impressions
         for _ in range(epochs):
@@ -225,9 +228,10 @@ class Samples:
             for at in range(0, len(data), BATCH):
                 i = order[at : at + BATCH]
                 user, item = self.users[data.user[i]], self.items[data.item[i]]
-                for rows, offsets in ((user, self.offsets["user"]), (item, self.offsets["item"])):
-                    lost = np.flatnonzero((torch.rand(len(i)) < missing).numpy())
-                    rows[lost, 1:] = offsets[1:]
+                for kind, rows in (("user", user), ("item", item)):
+                    told, lost = self.rates[kind][i], np.flatnonzero((torch.rand(len(i)) < missing).numpy())
+                    rows[lost, 1:] = self.offsets[kind][1:]
+                    rows[:, rows.shape[1] - told.shape[1] :] = told
                 yield fused(user, item, self.events[i]), torch.from_numpy(self.labels[i]), torch.from_numpy(data.ad[i])
 
     def steps(self, epochs: int) -> int:

@@ -1,9 +1,9 @@
-"""Is the upstream level with other click models that see the same? Five models, each with the same number of tuning trials.
+"""Is the upstream level with other click models that see the same? Six models, each with the same number of tuning trials.
 
-All see the same fields of users, items and events, none the history of clicks but through its own training. Trained on the days before
-`train_until`, tuned on those between, tested from `test_from` on; exact repeats are taken out of all. A trial is one setting on seed 0, as
-long as validation asks for; the setting with the best validation AUC then runs for each seed, for as long as its trial found best, and
-only then is the test looked at.
+All see the same fields of users, items and events, none the history of clicks but through its own training; boosted trees and one of the
+towers are told of it in click rates, counted on the training days. Trained on the days before `train_until`, tuned on those between,
+tested from `test_from` on; exact repeats are taken out of all. A trial is one setting on seed 0, as long as validation asks for; the
+setting with the best validation AUC then runs for each seed, for as long as its trial found best, and only then is the test looked at.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from models.features import Features, fit
 from models.lfm4ads import ARCHITECTURE, build
 from models.logistic import Logistic
 from models.optimise import Loss, adam, optimise
+from models.rates import fit_with_rates
 from models.train import AD_WEIGHT, MISSING, Samples, field_l2, tower_loss
 from models.transfer.dcnv2 import DCNv2
 from study import boosted_trees
@@ -41,7 +42,8 @@ from study.runs import Run, Runs
 from study.training import one_thread
 
 LOGISTIC, TREES, DCN, TOWER, SHARED = "logistic regression", "boosted trees", "DCNv2", "triple tower", "triple tower, shared branch"
-NETWORKS = (DCN, TOWER, SHARED)
+RATED = "triple tower, with click rates"  # of ids, as `crossrep train --rates` gives it
+NETWORKS = (DCN, TOWER, SHARED, RATED)
 TUNING = 0  # the seed of tuning; those of the study are 1, 2, ...
 PATIENCE = 1  # epochs without a better validation AUC
 EPOCHS = {LOGISTIC: 15, **dict.fromkeys(NETWORKS, 3)}  # at most
@@ -85,15 +87,15 @@ class Days:
     fingerprint: str
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Days:
-        """Raises DataError: a stage has no impressions, or only one kind of them."""
+    def of(cls, dataset: Dataset, *, rates: bool = False) -> Days:
+        """With the rates of ids among the fields, or without. Raises DataError: a stage has no impressions, or only one kind of them."""
         whole = without_repeats(joined(list(dataset.impressions())))
         cuts = -np.inf, dataset.train_until, dataset.test_from, np.inf
         stages = [select(whole, (whole.event_time >= since) & (whole.event_time < until)) for since, until in pairwise(cuts)]
         for name, stage in zip(("train", "tune", "test"), stages):
             if not 0 < stage.clicked.sum() < len(stage):
                 raise DataError(f"{dataset.name} has {len(stage)} impressions to {name} on, {stage.clicked.sum()} of them clicked")
-        fields = fit(dataset, stages[0])
+        fields = (fit_with_rates if rates else fit)(dataset, stages[0])
         samples = Samples(dataset, fields, stages[0])
         learn, validate, test = (_part(fields, samples, dataset, stage) for stage in stages)
         cold = {name: ~np.isin(getattr(test, name), getattr(learn, name)) for name in ("user", "item")}
@@ -112,9 +114,9 @@ def _part(fields: Features, samples: Samples, dataset: Dataset, stage: Impressio
 
 def study(dataset: Dataset, folder: Path, *, seeds: int, workers: int, console: Console) -> tuple[list[Run], list[Run]]:
     """(the runs of tuning, those of the study). What `folder` holds already is not run again."""
-    days = Days.of(dataset)
+    days, rated = (Days.of(dataset, rates=rates) for rates in (False, True))
     runs = Runs(folder / "upstreams.jsonl", NAMES)
-    complete = partial(runs.complete, workers=workers, console=console, start=start, given=(days,))
+    complete = partial(runs.complete, workers=workers, console=console, start=start, given=(days, rated))
     about: Run = {"data": days.fingerprint}
     trials = [about | {"model": model, "setting": setting, "seed": TUNING, "length": None} for model in TRIALS for setting in TRIALS[model]]
     tuned = complete("tuning", [(each, each) for each in trials], run)
@@ -132,11 +134,12 @@ def best(tuned: list[Run], model: str) -> Run:
 
 
 _days: Days  # of a worker's process: sent once, not with every run
+_rated: Days  # the same with rates of ids
 
 
-def start(days: Days) -> None:
-    global _days
-    _days = days
+def start(days: Days, rated: Days) -> None:
+    global _days, _rated
+    _days, _rated = days, rated
 
 
 def run(asked: Run) -> Run:
@@ -144,7 +147,7 @@ def run(asked: Run) -> Run:
 
     The same question gives the same figures on the same machine: it takes one thread.
     """
-    days, began = _days, time.perf_counter()
+    days, began = _rated if asked["model"] == RATED else _days, time.perf_counter()
     train_model = _trees if asked["model"] == TREES else _network
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(asked["seed"])
@@ -247,4 +250,5 @@ NETWORK: dict[str, Callable[[Features, float], tuple[nn.Module, Loss, Logits, fl
     DCN: _dcn,
     TOWER: partial(_tower, False),
     SHARED: partial(_tower, True),
+    RATED: partial(_tower, False),
 }

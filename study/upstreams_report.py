@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from study import intervals
 from study.runs import Run
 from study.tables import STYLE, difference, plot_differences, save, table
-from study.upstreams import TOWER, best
+from study.upstreams import RATED, TOWER, best
 
 MEASURES = ("auc", "gauc", "logloss")
+TOWERS = (TOWER, RATED)  # each is set against all others
 
 Models = dict[str, list[Run]]  # the runs of a model by seed
 Measure = Callable[[Run], float]
@@ -26,7 +27,8 @@ def write(tuned: list[Run], runs: list[Run], folder: Path) -> list[Path]:
     for run in sorted(runs, key=lambda run: int(run["seed"])):
         models.setdefault(run["model"], []).append(run)
     tables = folder / "upstreams.md"
-    parts = (_tuning(tuned, models), _quality(models), _differences(models), _parts(models), _part_differences(models))
+    parts = [_tuning(tuned, models), _quality(models), _differences(models), _parts(models)]
+    parts += [_part_differences(models, tower) for tower in TOWERS]
     tables.write_text("\n".join(line for part in parts for line in [*part, ""]))
     with matplotlib.rc_context(STYLE):
         return [tables, save(_plot(models), folder / "upstreams.svg")]
@@ -55,9 +57,8 @@ def _quality(models: Models) -> list[str]:
 
 def _differences(models: Models) -> list[str]:
     rows = [
-        [f"{TOWER} − {model}", *(difference(_less(models, model, lambda run, name=name: run["test"][name])) for name in MEASURES)]  # type: ignore[misc]
-        for model in models
-        if model != TOWER
+        [f"{tower} − {model}", *(difference(_less(models, tower, model, _of_test(name))) for name in MEASURES)]
+        for tower, model in _pairs(models)
     ]
     return table("Paired differences, 95 % intervals; bold where zero is outside; of logloss, less is better", ["", *MEASURES], rows)
 
@@ -71,28 +72,35 @@ def _parts(models: Models) -> list[str]:
     return table("AUC of parts of the test; cold: no impression in training", ["part", "impressions", *models], rows)
 
 
-def _part_differences(models: Models) -> list[str]:
-    others = [model for model in models if model != TOWER]
+def _part_differences(models: Models, tower: str) -> list[str]:
+    others = [model for model in models if model not in TOWERS]
     parts = next(iter(models.values()))[0]["parts"]
-    rows = [[name, *(difference(_less(models, model, _auc_of(name))) for model in others)] for name in parts]
-    return table(f"AUC of the {TOWER} less that of the others, of parts of the test", ["part", *others], rows)
+    rows = [[name, *(difference(_less(models, tower, model, _auc_of(name))) for model in others)] for name in parts]
+    return table(f"AUC of the {tower} less that of the others, of parts of the test", ["part", *others], rows)
+
+
+def _of_test(measure: str) -> Measure:
+    return lambda run: float(run["test"][measure])
 
 
 def _auc_of(part: str) -> Measure:
     return lambda run: float(run["parts"][part]["auc"])
 
 
-def _less(models: Models, other: str, measure: Measure) -> intervals.Interval:
+def _pairs(models: Models) -> list[tuple[str, str]]:
+    return [(RATED, TOWER), *((tower, model) for tower in TOWERS for model in models if model not in TOWERS)]
+
+
+def _less(models: Models, tower: str, other: str, measure: Measure) -> intervals.Interval:
     """The tower's less the other's, over the seeds both have."""
-    a, b = ({run["seed"]: measure(run) for run in models[model]} for model in (TOWER, other))
+    a, b = ({run["seed"]: measure(run) for run in models[model]} for model in (tower, other))
     return intervals.of_mean([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
 def _plot(models: Models) -> Figure:
-    others = [model for model in models if model != TOWER]
     panels = {
-        name: {model: _less(models, model, lambda run, name=name: run["test"][name]) for model in others}  # type: ignore[misc]
+        name: {f"{tower} − {model}".replace("triple ", ""): _less(models, tower, model, _of_test(name)) for tower, model in _pairs(models)}
         for name in MEASURES
     }
-    below = f"{TOWER} less the other, test, 95 % interval; blue where zero is outside"
-    return plot_differences(Figure((9, 2.6), layout="constrained"), panels, below)
+    below = "test, 95 % interval; blue where zero is outside; of logloss, less is better"
+    return plot_differences(Figure((13, 3.2), layout="constrained"), panels, below)

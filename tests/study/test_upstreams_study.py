@@ -15,17 +15,23 @@ from click.testing import CliRunner
 import study.cli  # noqa: F401 (the commands)
 from crossrep.cli import cli
 from crossrep.errors import DataError
+from models import rates
 from models.datasets import kuairand
 from models.train import train
 from study import boosted_trees, upstreams
 from study.metrics import gauc
-from study.upstreams import LOGISTIC, TOWER, TREES, TRIALS, Days
+from study.upstreams import LOGISTIC, RATED, TOWER, TREES, TRIALS, Days
 from tests.cluster import ROOT
 
 
 @pytest.fixture(scope="module")
 def days(kuairand_folder: Path) -> Days:
     return Days.of(kuairand.load(kuairand_folder))
+
+
+@pytest.fixture(scope="module")
+def rated(kuairand_folder: Path) -> Days:
+    return Days.of(kuairand.load(kuairand_folder), rates=True)
 
 
 def test_gauc_by_hand() -> None:
@@ -40,32 +46,33 @@ def test_gauc_by_hand() -> None:
 @pytest.mark.parametrize("earlier", [False, True])
 def test_no_click_is_in_its_own_features(days: Days, earlier: bool) -> None:
     rows, clicked = days.train.rows, days.train.clicked
-    block = np.arange(len(rows)) * boosted_trees.BLOCKS // len(rows)
+    block = np.arange(len(rows)) * rates.BLOCKS // len(rows)
     before, _ = boosted_trees.encoded(days.fields, rows, clicked, [days.test.rows], earlier=earlier)
     flipped = np.where(block == 4, ~clicked, clicked)
     after, test = boosted_trees.encoded(days.fields, rows, flipped, [days.test.rows], earlier=earlier)
-    rates = [place for place in range(before.shape[1]) if (before[:, place] != after[:, place]).any()]
+    told = [place for place in range(before.shape[1]) if (before[:, place] != after[:, place]).any()]
     others = block > 4 if earlier else block != 4
     # The rates' prior is the mean of all clicks; beside it, nothing of its own block's clicks is told, and that of others is.
-    shift = boosted_trees.SMOOTHING * (flipped.mean() - clicked.mean())
-    assert len(rates) > 10 and np.abs(before[~others] - after[~others])[:, rates].max() <= abs(shift)
-    assert np.abs(before[others] - after[others])[:, rates].max() > 5 * abs(shift) / boosted_trees.SMOOTHING
+    shift = rates.SMOOTHING * (flipped.mean() - clicked.mean())
+    assert len(told) > 10 and np.abs(before[~others] - after[~others])[:, told].max() <= abs(shift)
+    assert np.abs(before[others] - after[others])[:, told].max() > 5 * abs(shift) / rates.SMOOTHING
     assert len(test) == len(days.test.rows)
 
 
-def test_the_study_trains_the_tower_as_the_command_does(days: Days, kuairand_folder: Path, tmp_path: Path) -> None:
-    upstreams.start(days)
-    asked = {"model": TOWER, "setting": {"rate": 2e-3, "l2": 3e-3}, "seed": 3, "length": 1}
+@pytest.mark.parametrize("model", [TOWER, RATED])
+def test_the_study_trains_the_tower_as_the_command_does(days: Days, rated: Days, kuairand_folder: Path, tmp_path: Path, model: str) -> None:
+    upstreams.start(days, rated)
+    asked = {"model": model, "setting": {"rate": 2e-3, "l2": 3e-3}, "seed": 3, "length": 1}
     found = upstreams.run(asked)
-    told = train(kuairand.load(kuairand_folder), tmp_path, seed=3, baseline=False, progress=False)
+    told = train(kuairand.load(kuairand_folder), tmp_path, seed=3, rates=model == RATED, baseline=False, progress=False)
     assert found["test"]["auc"] == pytest.approx(told["auc"], abs=1e-5)
     assert found["test"]["logloss"] == pytest.approx(told["logloss"], abs=1e-5)
     assert upstreams.run(asked) | {"seconds": 0} == found | {"seconds": 0}
 
 
-def test_trees_learn_and_repeat(days: Days) -> None:
+def test_trees_learn_and_repeat(days: Days, rated: Days) -> None:
     pytest.importorskip("lightgbm")
-    upstreams.start(days)
+    upstreams.start(days, rated)
     asked = {"model": TREES, "setting": {"earlier": False, "num_leaves": 7}, "seed": 3, "length": 20}
     found = upstreams.run(asked)
     assert found["test"]["auc"] > 0.65 and found["reached"] == 20
@@ -78,7 +85,7 @@ def test_every_model_has_as_many_trials() -> None:
 
 def test_the_command_goes_on_where_it_was_cut_off(kuairand_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightgbm")
-    few = {model: TRIALS[model][:2] for model in (LOGISTIC, TREES, TOWER)}
+    few = {model: TRIALS[model][:2] for model in (LOGISTIC, TREES, TOWER, RATED)}
     monkeypatch.setattr(upstreams, "TRIALS", few)
     shown = re.search(r"^    crossrep (study upstreams DIR --out \S+)$", (ROOT / "docs" / "study-upstream.md").read_text(), re.MULTILINE)
     assert shown
@@ -89,7 +96,7 @@ def test_the_command_goes_on_where_it_was_cut_off(kuairand_folder: Path, tmp_pat
     whole = path.read_text()
     assert len(whole.splitlines()) == len(few) * (2 + 2)
     tables = (tmp_path / "upstreams.md").read_text()
-    assert f"{TOWER} − {TREES}" in tables and "cold items" in tables
+    assert f"{TOWER} − {TREES}" in tables and f"{RATED} − {TREES}" in tables and "cold items" in tables
     assert (tmp_path / "upstreams.svg").read_text().startswith("<?xml")
     path.write_text(whole[: whole[:-1].rfind("\n") - 30])  # without the last, and killed while it wrote the one before
     assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
