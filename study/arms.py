@@ -45,7 +45,16 @@ class Now:
     source: str
 
 
-Block = Vectors | Counters | Affinity | Now
+@dataclass(frozen=True)
+class Memory:
+    """Of each entity a token a half-life: its counters, as of Counters, and its mean of one output, of which a click counts 3 more."""
+
+    source: str
+    half_lives: tuple[str, ...]
+    entities: tuple[str, ...] = ("user", "item")
+
+
+Block = Vectors | Counters | Affinity | Memory | Now
 
 LATEST = Aggregate("latest")
 MEAN = Aggregate(half_life=FOR_EVER)
@@ -61,6 +70,7 @@ BLOCKS: dict[str, Block] = {
     "item counters": Counters(entities=("item",)),
     "rates": Counters(("1h", "6h", "1d", "3d", "7d", FOR_EVER)),
     "affinity": Affinity(("1d", FOR_EVER)),
+    "cr at half-lives": Memory("cr", ("1h", "1d", "7d", FOR_EVER)),
     "logit": Now("logit"),
     "cr last": Vectors("cr", LATEST),
     "cr mean": Vectors("cr", MEAN),
@@ -72,7 +82,7 @@ BLOCKS: dict[str, Block] = {
     **{f"{layer} mean": Vectors(layer, MEAN) for layer in LAYERS},
 }
 
-Module = Literal["none", "concat", "linear", "adapter", "adapter2", "attention", "stacked"]
+Module = Literal["none", "concat", "linear", "adapter", "adapter2", "attention", "stacked", "half-lives"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,8 @@ ARMS: dict[str, Arm] = {
     "rates + UR + IR": Arm(("rates", "ur", "ir")),
     "rates + affinity + UR + IR": Arm(("rates", "affinity", "ur", "ir")),
     "whole record": Arm(("rates", "affinity", *VECTORS)),
+    "whole record, half-lives side by side": Arm(("rates", "affinity", "ur", "ir", "cr at half-lives")),
+    "whole record, half-lives attended": Arm(("rates", "affinity", "ur", "ir", "cr at half-lives"), "half-lives"),
     "upstream's logit": Arm(("logit",)),
     "counters + upstream's logit": Arm(("counters", "logit")),
     "CR of a random upstream": Arm(("cr",), upstream="random"),
@@ -153,6 +165,7 @@ LATE = (
     *(NONE, "CR", "UR", "UR + IR", "UR + IR + CR"),
     *("counters", "counters of users", "counters of items", "counters + CR", "counters + UR + IR", "counters + UR + IR + CR"),
     *("rates", "rates + UR + IR", "rates + affinity + UR + IR", "whole record"),
+    *("whole record, half-lives side by side", "whole record, half-lives attended"),
     *("upstream's logit", "counters + upstream's logit", "CR of a random upstream"),
     "CR: plain mean",
     "CR: decayed 7d",
@@ -183,6 +196,10 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
     *(("whole record", one, "counters + UR + IR") for one in ("rates + UR + IR", "rates + affinity + UR + IR", "whole record")),
     ("whole record", "rates + affinity + UR + IR", "rates + UR + IR"),
     ("whole record", "whole record", "rates + affinity + UR + IR"),
+    ("whole record", "whole record, half-lives side by side", "whole record"),
+    ("whole record", "whole record, half-lives attended", "whole record"),
+    ("whole record", "whole record, half-lives attended", "whole record, half-lives side by side"),
+    ("whole record", "whole record, half-lives attended", "counters + UR + IR"),
     ("branches", "CR", "CR, shared branch"),
     ("branches", "UR + IR + CR", "UR + IR + CR, shared branch"),
     *(("aggregates", name, "CR: plain mean") for name in ARMS if name.startswith("CR: ") and name != "CR: plain mean"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from models.transfer.adapter import NonLinearAdapter
 from models.transfer.concat import FieldConcat
 from models.transfer.dcnv2 import DCNv2
 from models.transfer.gated_cross_attention import FieldAttention
+from models.transfer.half_lives import AttendedConcat
 from models.transfer.isomorphic import Isomorphic
 from models.transfer.linear import Linear
-from study.arms import BLOCKS, LATEST, Affinity, Arm, Block, Counters, Now
+from study.arms import BLOCKS, LATEST, Affinity, Arm, Block, Counters, Memory, Now, Vectors
 from study.metrics import FEW, measure
 from study.past import Aggregate
 from study.training import one_thread
@@ -51,8 +53,8 @@ def run(world: World, arm: Arm, rate: float, seed: int, tuning: bool = False) ->
     with torch.random.fork_rng(devices=[]), one_thread():
         parts = [part for name in arm.blocks for part in features(world, BLOCKS[name], learnt)]
         rows = torch.from_numpy(world.rows[world.first :])
-        model = click_model(world, arm, [part.shape[1] for part in parts], seed)
-        r = torch.from_numpy(np.concatenate(parts, axis=1)) if parts else None
+        model = click_model(world, arm, [part.shape[1:] for part in parts], seed)
+        r = torch.from_numpy(np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)) if parts else None
         cosines = train(model, rows, r, torch.from_numpy(data.clicked.astype(np.float32)), learnt, rate, field_l2(world.model.fields), seed)
         probability = predict(model, rows[asked], r[asked] if r is not None else None)
     return {
@@ -78,14 +80,16 @@ def cold(world: World, asked: slice) -> dict[str, NDArray[np.bool_]]:
 
 
 def features(world: World, block: Block, learnt: slice) -> Iterator[Floats]:
-    """A block's parts, float32 [n, dim] each for downstream's n impressions, on a common scale: mean 0 and deviation 1 of what is learnt
-    from. Where nothing was known there are zeros, the mean."""
+    """A block's parts for downstream's n impressions, float32 [n, dim] each, of a Memory [n, half-lives, dim], on a common scale: mean 0
+    and deviation 1 of what is learnt from. Where nothing was known there are zeros, the mean."""
     if isinstance(block, Now):
         yield scaled(world.output(block.source)[world.first :], None, learnt)
     elif isinstance(block, Counters):
         yield scaled(counters(world, block, learnt), None, learnt)
     elif isinstance(block, Affinity):
         yield scaled(affinity(world, block), None, learnt)
+    elif isinstance(block, Memory):
+        yield from memory(world, block, learnt)
     else:
         outputs = world.output(block.source)
         for entity in block.entities:
@@ -129,6 +133,15 @@ def affinity(world: World, block: Affinity) -> Floats:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
+def memory(world: World, block: Memory, learnt: slice) -> Iterator[Floats]:
+    """[n, half-lives, 4 + dim] an entity."""
+    for entity in block.entities:
+        counted = scaled(counters(world, Counters(block.half_lives, (entity,)), learnt), None, learnt)
+        hows = [Aggregate(half_life=half_life, click=3.0) for half_life in block.half_lives]
+        means = [mean for how in hows for mean in features(world, Vectors(block.source, how, (entity,)), learnt)]
+        yield np.concatenate((counted.reshape(len(counted), len(hows), -1), np.stack(means, axis=1)), axis=2)
+
+
 def scaled(vectors: Floats, present: NDArray[np.bool_] | None, learnt: slice) -> Floats:
     """Clipped at FAR deviations: a unit of a ReLU layer that was off in all that is learnt from would be thousands of them when on."""
     there = np.ones(len(vectors), np.bool_) if present is None else present
@@ -140,10 +153,11 @@ def scaled(vectors: Floats, present: NDArray[np.bool_] | None, learnt: slice) ->
     return found
 
 
-def click_model(world: World, arm: Arm, dims: Sequence[int], seed: int) -> DCNv2:
+def click_model(world: World, arm: Arm, shapes: Sequence[tuple[int, ...]], seed: int) -> DCNv2:
     """All arms of a seed begin with the same embeddings, unless with upstream's, and learn in the same order: what is paired is alike."""
     torch.manual_seed(2 * seed + 1)
     fields = world.rows.shape[1]
+    dims = [prod(shape) for shape in shapes]
     width, given = fields * EMBEDDING, sum(dims)
     network = world.model.network
     plugs: dict[str, nn.Module] = {}
@@ -158,6 +172,8 @@ def click_model(world: World, arm: Arm, dims: Sequence[int], seed: int) -> DCNv2
             case "attention" | "stacked":
                 places = STACKED if arm.module == "stacked" else STACKED[:1]
                 plugs = {place: FieldAttention(width, dims, fields, heads=2) for place in places}
+            case "half-lives":
+                plugs = {"embedding": AttendedConcat(width, [(prod(shape[:-1]), shape[-1]) for shape in shapes], EMBEDDING)}
     beside = Isomorphic(network, frozen_steps=arm.frozen) if arm.beside else None
     torch.manual_seed(2 * seed)
     model = DCNv2(world.model.fields.rows, fields, embedding=EMBEDDING, plugs=plugs, beside=beside)

@@ -6,6 +6,7 @@ the parts side by side (UR, IR, CR(u), CR(i), ...), as `crossrep.torch` or a tra
     feature level   linear, concat, adapter      (x, r) -> [B, module.width], which takes x's place
     module level    isomorphic                   (x, r) -> [B, module.width], which is a part of the logit
     model level     retrieval, index             UR, IR -> a cosine; the nearest items of a user
+    half-lives      half_lives                   (x, r) -> [B, module.width], which takes x's place
     attention       gated_cross_attention        (x, r) -> x'' of x's shape; also of sequences
 
 `dcnv2.DCNv2` is a plain click model with a place for each of them. What is stated by whom is said in each file; the rest is our own choice.

@@ -15,6 +15,7 @@ from models.transfer.adapter import NonLinearAdapter
 from models.transfer.concat import Concat, FieldConcat
 from models.transfer.dcnv2 import DCNv2
 from models.transfer.gated_cross_attention import FieldAttention, GatedCrossAttention
+from models.transfer.half_lives import AttendedConcat, HalfLifeAttention
 from models.transfer.isomorphic import Isomorphic
 from models.transfer.linear import Linear
 
@@ -41,6 +42,7 @@ MODELS: dict[str, Callable[[], DCNv2]] = {
     "linear": lambda: click_model({"embedding": Linear(WIDTH, K)}),
     "concat": lambda: click_model({"embedding": Concat(WIDTH, K, 3)}),
     "concat of each": lambda: click_model({"embedding": FieldConcat(WIDTH, DIMS, 3)}),
+    "half-lives": lambda: click_model({"embedding": AttendedConcat(WIDTH, ((2, 3), (1, 3)), 3)}),
     "adapter": lambda: click_model({"embedding": NonLinearAdapter(WIDTH, K)}),
     "adapter from identity": lambda: click_model({"embedding": NonLinearAdapter(WIDTH, K, gain=2.0)}),
     "isomorphic": lambda: click_model(beside=Isomorphic(upstream())),
@@ -91,7 +93,7 @@ def test_what_begins_unchanged_and_what_does_not(name: str, batch: tuple[Tensor,
     shared = {key: value for key, value in plain.state_dict().items() if model.state_dict()[key].shape == value.shape}
     model.load_state_dict(shared, strict=False)
     same = torch.equal(model(rows, r), plain(rows))
-    assert same == (name not in ("concat", "concat of each", "adapter"))
+    assert same == (name not in ("concat", "concat of each", "half-lives", "adapter"))
 
 
 def test_feature_level_by_formula(batch: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -127,6 +129,22 @@ def test_each_representation_has_an_adapter_of_its_own(batch: tuple[Tensor, Tens
     first = nn.functional.linear(r[:, : DIMS[0]], module.adapters[0].weight, module.adapters[0].bias)
     assert torch.allclose(found[:, WIDTH : WIDTH + 3], first) and torch.equal(found[:, : WIDTH + 3], other[:, : WIDTH + 3])
     assert not torch.allclose(found[:, WIDTH + 3 :], other[:, WIDTH + 3 :])
+
+
+def test_half_lives_are_attended_by_formula(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    torch.manual_seed(4)
+    x, r = torch.randn(B, WIDTH, dtype=torch.float64), batch[1].double()
+    module = AttendedConcat(WIDTH, ((2, 3), (1, 3)), 5).double()
+    attention = module.adapters[0]
+    assert isinstance(attention, HalfLifeAttention) and module.width == WIDTH + 10
+    nn.init.normal_(attention.place)
+    y = r[:, :6].numpy().reshape(B, 2, 3)
+    scores = np.einsum("br,bkr->bk", dense(attention, "query", x.numpy()), dense(attention, "key", y) + w(attention, "place")) / np.sqrt(8)
+    shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    assert shares.std(0).min() > 0.05  # it depends on the impression
+    attended = np.einsum("bk,bkv->bv", shares, dense(attention, "value", y))
+    expected = np.hstack([x.numpy(), attended, dense(module, "adapters.1", r[:, 6:].numpy())])
+    np.testing.assert_allclose(module(x, r).detach().numpy(), expected, atol=1e-10)
 
 
 def test_gated_cross_attention_by_formula() -> None:

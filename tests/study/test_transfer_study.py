@@ -150,6 +150,20 @@ def test_no_feature_depends_on_its_own_time_or_a_later_one(world: World, name: s
         assert isinstance(block, arms.Now) or not np.array_equal(part[~safe], again[~safe])  # it does look at the past
 
 
+def test_a_token_is_of_one_half_life(world: World) -> None:
+    block, learnt = BLOCKS["cr at half-lives"], slice(0, 300)
+    assert isinstance(block, arms.Memory)
+    for entity, found, ever in zip(
+        block.entities, downstream.features(world, block, learnt), downstream.features(world, BLOCKS["cr"], learnt)
+    ):
+        assert found.shape == (len(world.downstream), 4, 4 + ever.shape[1])
+        for token, half_life in enumerate(block.half_lives):
+            (counted,) = downstream.features(world, arms.Counters((half_life,), (entity,)), learnt)
+            np.testing.assert_array_equal(found[:, token, :4], counted)
+        np.testing.assert_array_equal(found[:, -1, 4:], ever)
+        assert not np.array_equal(found[:, 0, 4:], ever)
+
+
 def folded(world: World, space: Space, folder: Path, until: float = np.inf) -> dict[str, replay.Table]:
     """The events before `until` as they are published, an impression and then its click, by `crossrep replay`'s own fold."""
     data = select(world.impressions, world.impressions.event_time < until)
