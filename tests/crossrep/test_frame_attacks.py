@@ -13,6 +13,7 @@ from wire_samples import SPACE, SPACES, one_frame
 
 from crossrep import frames
 from crossrep.errors import BadFrame
+from tests.alone import alone
 
 
 def survives(value: bytes, append_time: float = 1.8e9) -> bool:
@@ -69,6 +70,10 @@ LONGS = [
 
 
 def test_random_damage_costs_the_frame_alone() -> None:
+    alone(survive_random_damage)
+
+
+def survive_random_damage() -> None:
     """Flips, cuts, doublings and enormous lengths in random places; and none makes the decoder allocate more than the frame could need."""
     rng = np.random.default_rng(11)
     good = [one_frame(seed, combined=combined) for seed in range(3) for combined in (False, True)]

@@ -20,7 +20,9 @@ from crossrep.aggregates import Aggregates
 from crossrep.keys import Keys
 from crossrep.records import RecordLayout
 from crossrep.spec import Space
+from crossrep.table import RecordTable
 from crossrep.writer import rows_of
+from tests.alone import alone
 from tests.cluster import ROOT, SPEC, new_space, wait_for
 
 HOUR = 3600.0
@@ -333,19 +335,23 @@ def test_a_view_takes_no_more_than_max_bytes(bootstrap: str, space: Space, in_pl
         assert held - 100 <= kept < keys <= held and taken <= inside <= most < needed
 
 
-def test_the_stated_memory_is_what_is_taken(bootstrap: str, space: Space) -> None:
+def test_the_stated_memory_is_what_is_taken() -> None:
     """The peak is stated before anything is allocated; here it is compared with what numpy then really takes."""
-    with LocalView("user", space.name, bootstrap) as view, view._live.table.lock:
-        view._live.table.make_room(60_000)
-        small, stated = view.memory_bytes, view._live.table.bytes_for(70_000)
-        table = view._live.table.records.nbytes  # a mapping: not traced
-        tracemalloc.start()
-        view._live.table.make_room(70_000)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert 0.9 * (stated - small) < peak < 1.1 * (stated - small)
-        assert view._live.table.records.nbytes > table and view.memory_bytes <= stated
-        assert view.memory_bytes < 70_000 * (1.125 * view.record_bytes + 172)
+    alone(takes_what_is_stated)
+
+
+def takes_what_is_stated() -> None:
+    table = RecordTable(Space.parse(SPEC.format(name="memory", partitions=1)), "user")
+    table.make_room(60_000)
+    small, stated = table.memory_bytes, table.bytes_for(70_000)
+    records = table.records.nbytes  # a mapping: not traced
+    tracemalloc.start()
+    table.make_room(70_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.9 * (stated - small) < peak < 1.1 * (stated - small)
+    assert table.records.nbytes > records and table.memory_bytes <= stated
+    assert table.memory_bytes < 70_000 * (1.125 * table.layout.size + 172)
 
 
 def test_a_reader_that_is_refused_memory_says_so(bootstrap: str, tmp_path: Path) -> None:
