@@ -58,7 +58,10 @@ training_topic.publish(space, {bootstrap!r}, Archive({archive!r}, {space!r}))
 
 @pytest.fixture(scope="module")
 def world(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return made_world(bootstrap, tmp_path_factory.mktemp("topic"))
+    """All of it is archived."""
+    made = made_world(bootstrap, tmp_path_factory.mktemp("topic"))
+    made.archive_up_to(600)
+    return made
 
 
 def started(world: World, nth: int, moment: str, name: str) -> subprocess.Popen[bytes]:
@@ -92,7 +95,8 @@ def last_words(batches: Iterator[TrainingBatch]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_killed_stopped_and_taken_over_each_sample_is_there_once_as_in_the_files(world: World) -> None:
+def test_killed_stopped_and_taken_over_each_sample_is_there_once_as_in_the_files(bootstrap: str, tmp_path: Path) -> None:
+    world = made_world(bootstrap, tmp_path)
     everything = records(world, world.space.samples_topic)
     assert sum(map(len, everything.values())) == 686
     for nth, moment in ((1, "before"), (2, "after")):
