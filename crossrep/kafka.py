@@ -250,15 +250,20 @@ def messages(bootstrap: str, topic: str, bounds: Mapping[int, tuple[int, int]]) 
 
 
 def tombstones_kept(bootstrap: str, topic: str) -> float:
-    """For how many seconds a topic keeps deletions at least.
+    """For how many seconds a topic keeps deletions at least. Raises CrossrepError: the cluster does not say."""
+    return float(settings(bootstrap, topic)["delete.retention.ms"]) / 1000
+
+
+def settings(bootstrap: str, topic: str) -> dict[str, str]:
+    """A topic's settings, its own and the brokers' defaults.
 
     Raises:
         CrossrepError: the cluster does not say.
     """
-    resource, client = ConfigResource(ResourceType.TOPIC, topic), admin(bootstrap)
+    resource, client = ConfigResource(ResourceType.TOPIC, topic), admin(bootstrap)  # held: else its futures never end
     try:
         (asked,) = client.describe_configs([resource], request_timeout=REQUEST_TIMEOUT).values()
-        return float(asked.result()["delete.retention.ms"].value) / 1000
+        return {name: entry.value for name, entry in asked.result().items()}
     except KafkaException as error:
         raise CrossrepError(f"cannot ask for the settings of {topic}: {error.args[0].str()}") from None
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from confluent_kafka import KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import ConfigResource, ResourceType
 from numpy.typing import NDArray
 
 from crossrep import groups, kafka, sample_tables
@@ -113,8 +112,7 @@ def refuse_unfit(space: Space, bootstrap: str) -> None:
             f"{topic} has {len(found.partitions)} partitions, {space.samples_topic} {space.partitions}: samples would not lie where their "
             "users do. Delete it, and crossrep topics create SPEC.toml"
         )
-    resource = ConfigResource(ResourceType.TOPIC, topic)
-    policy = admin.describe_configs([resource], request_timeout=kafka.REQUEST_TIMEOUT)[resource].result()["cleanup.policy"].value
+    policy = kafka.settings(bootstrap, topic)["cleanup.policy"]
     if policy != "delete":
         raise TopicError(
             f"{topic} has cleanup.policy={policy}: compaction would leave one sample of each user. Set it: kafka-configs.sh --alter "

@@ -19,7 +19,6 @@ from crossrep import kafka
 from crossrep.errors import BadEvent, BadRecord
 from crossrep.keys import Keys
 from crossrep.samples import CODEC
-from crossrep.spec import samples_group
 from schemas import codec
 from schemas.events import check_event
 from state import dead_letters, faults, samples_progress
@@ -83,7 +82,7 @@ class SamplesPartition:
 
     def fence(self) -> None:
         """Become the only writer. Aborts what the former owner left open; its next commit fails."""
-        group = samples_group(self._space)
+        group = self._settings.group
         self._producer = kafka.transactional_producer(self._settings.bootstrap, f"{group}-{self.number}", TRANSACTION_TIMEOUT)
         kafka.retried(lambda: self._producer.init_transactions(kafka.REQUEST_TIMEOUT))  # type: ignore[union-attr]
         outsider = kafka.consumer(self._settings.bootstrap, group)  # the transactional id fences here, not the group's generation

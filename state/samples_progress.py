@@ -24,6 +24,10 @@ class Settings:
     start: str | None = None  # earliest or latest: where to begin if the group has no offsets although there are samples
 
     @property
+    def group(self) -> str:
+        return samples_group(self.space)
+
+    @property
     def inputs(self) -> tuple[str, str]:
         return self.space.inputs.impressions, self.space.inputs.clicks
 
@@ -45,18 +49,16 @@ def committed(settings: Settings, number: int) -> Progress:
         StateError: the log no longer holds what is needed, or the group has lost its offsets; says how to go on.
     """
     parts = [TopicPartition(topic, number) for topic in settings.inputs]
-    client = kafka.consumer(settings.bootstrap, samples_group(settings.space))
+    client = kafka.consumer(settings.bootstrap, settings.group)
     try:
         found = kafka.committed(client, parts)
         bounds = [kafka.watermarks(client, part.topic, number) for part in parts]
     finally:
         client.close()
     if any(part.offset < 0 for part in found):
-        if settings.start is None and groups.lost(
-            settings.bootstrap, samples_group(settings.space), settings.inputs, settings.space.samples_topic
-        ):
+        if settings.start is None and groups.lost(settings.bootstrap, settings.group, settings.inputs, settings.space.samples_topic):
             raise StateError(
-                f"group {samples_group(settings.space)!r} has no offsets, but {settings.space.samples_topic} holds samples already. If the "
+                f"group {settings.group!r} has no offsets, but {settings.space.samples_topic} holds samples already. If the "
                 "offsets expired: --start latest goes on with what comes from now on, --start earliest writes all samples "
                 "again, under the same ids"
             )
@@ -75,12 +77,12 @@ def _within_log(settings: Settings, number: int, at: Progress, bounds: list[tupl
             raise StateError(
                 f"{topic}[{number}] ends at {end}, but the next to join is {positions[which]}: the topic was created anew. To "
                 f"begin anew too, beside the old one's samples: stop all workers, kafka-consumer-groups.sh --delete --group "
-                f"{samples_group(settings.space)}, and start with --start earliest"
+                f"{settings.group}, and start with --start earliest"
             )
         if (first > positions[which] and not first == end == positions[which] + 1) or (first > starts[which] and at.open):
             raise StateError(
                 f"{topic}[{number}] begins at {first}, but is needed from {starts[which]} on: events were deleted before they "
-                f"were joined. To accept the gap: kafka-consumer-groups.sh --group {samples_group(settings.space)} "
+                f"were joined. To accept the gap: kafka-consumer-groups.sh --group {settings.group} "
                 f"--topic {topic}:{number} --reset-offsets --to-earliest --execute"
             )
         starts[which], positions[which] = max(starts[which], first), max(positions[which], first)

@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from confluent_kafka.admin import ConfigResource, ResourceType
 from rich.table import Table
 
 from crossrep import forget, frames, kafka
@@ -148,12 +147,10 @@ def _holds(space: Space, key: Forget, value: bytes | None) -> bool:
 
 
 def _trace(bootstrap: str, topic: str, setting: str, appended: list[float]) -> Trace:
-    resource = ConfigResource(ResourceType.TOPIC, topic)
-    admin = kafka.admin(bootstrap)  # its futures never end once it is gone
-    config = admin.describe_configs([resource])[resource].result()
-    kept = int(config[setting].value)
+    config = kafka.settings(bootstrap, topic)
+    kept = int(config[setting])
     never = kept < 0 or kept > 10**15
     # Logs are deleted and compacted by whole segments, each when its youngest record is old enough.
-    segment = int(config["segment.ms"].value)
+    segment = int(config["segment.ms"])
     until = None if never else max(appended, default=0.0) + (kept + (segment if setting == "retention.ms" else 0)) / 1000
     return Trace(topic, len(appended), until)

@@ -8,6 +8,10 @@ import click
 
 from crossrep.cli import cli, console
 
+workers_option = click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each."
+)
+
 
 @cli.group()
 def study() -> None:
@@ -18,7 +22,7 @@ def study() -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For runs.jsonl, tables and plots.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Runs of each arm.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+@workers_option
 @click.option("--dim", default=32, show_default=True, type=click.IntRange(min=2), help="Of the embeddings; even.")
 @click.option("--epochs", default=4, show_default=True, type=click.IntRange(min=1), help="At most.")
 def gca(folder: Path, out: Path, seeds: int, workers: int, dim: int, epochs: int) -> None:
@@ -42,7 +46,7 @@ def gca(folder: Path, out: Path, seeds: int, workers: int, dim: int, epochs: int
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For upstreams.jsonl, .md and .svg.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Runs of each model on its best setting.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+@workers_option
 def upstreams(folder: Path, out: Path, seeds: int, workers: int) -> None:
     """The triple tower against logistic regression, boosted trees and DCNv2: crossrep study upstreams DIR --out docs/study.
 
@@ -62,7 +66,7 @@ def upstreams(folder: Path, out: Path, seeds: int, workers: int) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="For retrieval.jsonl, .md and .svg.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Upstreams, each with all ways of scoring.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+@workers_option
 def retrieval(folder: Path, out: Path, seeds: int, workers: int) -> None:
     """Recall of the items that users click, by UR, IR and what a stream adds: crossrep study retrieval DIR --out docs/study.
 
@@ -84,7 +88,7 @@ def retrieval(folder: Path, out: Path, seeds: int, workers: int) -> None:
 @click.option(
     "--seeds", default=5, show_default=True, type=click.IntRange(min=2), help="Runs of each arm, each with an upstream of its own."
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Runs at a time, one thread each.")
+@workers_option
 @click.option(
     "--scratch", type=click.Path(file_okay=False, path_type=Path), help="For upstreams, 4 GB. Default: CROSSREP_HOME/study. May be deleted."
 )

@@ -30,6 +30,11 @@ def gauc(score: NDArray[np.floating[Any]], clicked: NDArray[np.bool_], group: ND
     return float(np.average(above[mixed] / pairs[mixed], weights=size[mixed]))
 
 
+def measures(p: NDArray[np.floating[Any]], clicked: NDArray[np.bool_], user: NDArray[np.int32]) -> dict[str, float | int]:
+    """Of probabilities p [N]. NaN where there is nothing to tell."""
+    return {"auc": auc(p, clicked), "gauc": gauc(p, clicked, user), "logloss": log_loss(p, clicked), "impressions": len(p)}
+
+
 def measure(
     probability: NDArray[np.floating[Any]],
     clicked: NDArray[np.bool_],
@@ -42,13 +47,8 @@ def measure(
 
     def of(part: NDArray[np.bool_] | slice) -> dict[str, Any]:
         p, y, u = probability[part], clicked[part], user[part]
-        return {
-            "auc": finite(auc(p, y)),
-            "gauc": finite(gauc(p, y, u)),
-            "gauc_users": len(np.intersect1d(u[y], u[~y])),
-            "logloss": finite(log_loss(p, y)),
-            "impressions": len(p),
-        }
+        found = {name: finite(value) if isinstance(value, float) else value for name, value in measures(p, y, u).items()}
+        return found | {"gauc_users": len(np.intersect1d(u[y], u[~y]))}
 
     parts = {**{f"scenario {code}": scenario == code for code in np.unique(scenario).tolist()}, **subsets}
     return of(slice(None)) | {"parts": {name: of(part) for name, part in parts.items()}}

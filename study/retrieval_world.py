@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crossrep import algebra
 from models import lfm4ads, train
-from models.datasets.base import Dataset, Impressions, joined, without_repeats
+from models.datasets.base import Dataset, Impressions, whole
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -48,14 +48,12 @@ class Log:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Log:
-        whole = without_repeats(joined(list(dataset.impressions())))
+        log = whole(dataset)
         shift = 3600 * dataset.utc_offset
-        first, last = (math.floor((whole.event_time[at] + shift) / DAY) for at in (0, -1))
+        first, last = (math.floor((log.event_time[at] + shift) / DAY) for at in (0, -1))
         days = np.arange(first, last + 2) * DAY - shift
         cuts = [int(np.searchsorted(days, moment - 1)) for moment in (dataset.train_until, dataset.test_from)]
-        return cls(
-            whole, len(dataset.user_ids), len(dataset.item_ids), days, np.searchsorted(whole.event_time, days).astype(np.int64), *cuts
-        )
+        return cls(log, len(dataset.user_ids), len(dataset.item_ids), days, np.searchsorted(log.event_time, days).astype(np.int64), *cuts)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from crossrep.errors import DataError
 from models import train
-from models.datasets.base import Dataset, Impressions, joined, select, without_repeats
+from models.datasets.base import Dataset, Impressions, select, whole
 from models.early_stopping import EarlyStopping
 from models.features import Features, fit
 from models.lfm4ads import ARCHITECTURE, build
@@ -37,7 +37,7 @@ from models.rates import fit_with_rates
 from models.train import AD_WEIGHT, MISSING, Samples, field_l2, tower_loss
 from models.transfer.dcnv2 import DCNv2
 from study import boosted_trees
-from study.metrics import gauc
+from study.metrics import measures
 from study.runs import Run, Runs
 from study.training import one_thread
 
@@ -89,9 +89,9 @@ class Days:
     @classmethod
     def of(cls, dataset: Dataset, *, rates: bool = False) -> Days:
         """With the rates of ids among the fields, or without. Raises DataError: a stage has no impressions, or only one kind of them."""
-        whole = without_repeats(joined(list(dataset.impressions())))
+        log = whole(dataset)
         cuts = -np.inf, dataset.train_until, dataset.test_from, np.inf
-        stages = [select(whole, (whole.event_time >= since) & (whole.event_time < until)) for since, until in pairwise(cuts)]
+        stages = [select(log, (log.event_time >= since) & (log.event_time < until)) for since, until in pairwise(cuts)]
         for name, stage in zip(("train", "tune", "test"), stages):
             if not 0 < stage.clicked.sum() < len(stage):
                 raise DataError(f"{dataset.name} has {len(stage)} impressions to {name} on, {stage.clicked.sum()} of them clicked")
@@ -160,11 +160,6 @@ def run(asked: Run) -> Run:
         p, test = score(days.test), days.test
     parts = {name: measures(p[part], test.clicked[part], test.user[part]) for name, part in days.parts.items()}
     return found | {"test": measures(p, test.clicked, test.user), "parts": parts}
-
-
-def measures(p: NDArray[np.floating[Any]], clicked: NDArray[np.bool_], user: NDArray[np.int32]) -> dict[str, float | int]:
-    """NaN where there is nothing to tell."""
-    return {"auc": train.auc(p, clicked), "gauc": gauc(p, clicked, user), "logloss": train.log_loss(p, clicked), "impressions": len(p)}
 
 
 Score = Callable[[Part], NDArray[np.floating[Any]]]  # probabilities of a click

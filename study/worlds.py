@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from models import lfm4ads
-from models.datasets.base import Dataset, Impressions, select
-from models.train import train, training_impressions
+from models.datasets.base import Dataset, Impressions, select, whole
+from models.train import train
 from study.past import Past
 from study.training import one_thread
 
@@ -35,11 +35,6 @@ BATCH = 8192
 
 Upstream = Literal["dual", "shared", "random"]  # a branch each for ads and content; one for both; as it was before training
 Floats = NDArray[np.float32]
-
-
-def whole(dataset: Dataset) -> Impressions:
-    """All its impressions in event-time order, exact repeats once."""
-    return training_impressions(replace(dataset, train_until=np.inf))
 
 
 def fingerprint(dataset: Dataset) -> str:

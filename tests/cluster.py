@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from crossrep import frames, kafka
 from crossrep.spec import Space
@@ -117,6 +118,15 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60.0, ev
             raise AssertionError(f"not within {timeout:.0f} s: {what}")
         time.sleep(every)
     return time.monotonic() - started
+
+
+def alter(bootstrap: str, topic: str, key: str, value: str) -> None:
+    """Give a topic another setting, and wait until the cluster says so."""
+    admin = kafka.admin(bootstrap)
+    entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+    for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]).values():
+        future.result(30)
+    wait_for(lambda: kafka.settings(bootstrap, topic)[key] == value, f"{topic}: {key}={value}")
 
 
 def ready(port: int) -> bool:

@@ -111,6 +111,11 @@ def without_repeats(impressions: Impressions) -> Impressions:
     return select(impressions, np.sort(order[fresh]))
 
 
+def whole(dataset: Dataset) -> Impressions:
+    """All its impressions in event-time order, exact repeats once."""
+    return without_repeats(joined(list(dataset.impressions())))
+
+
 def _date(day: int | None) -> date:
     assert day is not None
     return datetime.fromtimestamp(86_400 * day, UTC).date()

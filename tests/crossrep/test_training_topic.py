@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, ResourceType
+from confluent_kafka.admin import NewPartitions
 from fastavro import schemaless_reader
 from fastavro.schema import parse_schema
 from training_world import HOUR, World, made_world
@@ -30,7 +30,7 @@ from crossrep.training_records import TrainingLayout
 from crossrep.training_sets import names_of
 from crossrep.training_topic import publish
 from streams import retire
-from tests.cluster import ROOT, SPEC, wait_for
+from tests.cluster import ROOT, SPEC, alter, wait_for
 
 # Publishes, in transactions of 50 samples or so; the process ends or stops itself at the n-th commit that holds some.
 _PROGRAM = """
@@ -244,11 +244,6 @@ def test_what_cannot_go_on_is_refused_and_says_how_to(bootstrap: str, tmp_path: 
     space, admin = world.space, kafka.admin(bootstrap)
     command = ["training-set", space.name, "--archive", world.archive.url, "--bootstrap", bootstrap]
 
-    def alter(key: str, value: str) -> None:
-        entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, space.training_topic, incremental_configs=[entry])
-        admin.incremental_alter_configs([resource])[resource].result(30)
-
     def told(error: type[Exception], what: str, **options: Any) -> None:
         with pytest.raises(error, match=what):
             publish(space, bootstrap, world.archive, **options)
@@ -256,9 +251,9 @@ def test_what_cannot_go_on_is_refused_and_says_how_to(bootstrap: str, tmp_path: 
     for options, what in ((["--topic", "--since", "2022-01-01"], "--since is for files"), (["--follow"], "--follow needs --topic")):
         done = CliRunner().invoke(cli, [*command, *options])
         assert done.exit_code == 2 and what in done.output
-    alter("cleanup.policy", "compact")
+    alter(bootstrap, space.training_topic, "cleanup.policy", "compact")
     wait_for(lambda: "compaction would leave one sample" in _refusal(world), "the broker knows its policy")
-    alter("cleanup.policy", "delete")
+    alter(bootstrap, space.training_topic, "cleanup.policy", "delete")
     wait_for(lambda: not _refusal(world), "the broker knows its policy")
     there = sum(map(len, records(world, space.training_topic).values()))
     done = CliRunner().invoke(cli, [*command, "--topic"])

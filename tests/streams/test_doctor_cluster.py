@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep import kafka
@@ -18,21 +17,8 @@ from crossrep.cli import cli
 from streams import doctor
 from streams.cluster_facts import gather
 from streams.doctor_findings import Status
-from tests.cluster import SPEC, Load, Workers, free_port, new_space, ready, settled, wait_for
+from tests.cluster import SPEC, Load, Workers, alter, free_port, new_space, ready, settled, wait_for
 from tests.streams.test_doctor import judged
-
-
-def alter(bootstrap: str, topic: str, key: str, value: str) -> None:
-    entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
-    admin = kafka.admin(bootstrap)
-    for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]).values():
-        future.result(30)
-
-    def seen() -> bool:
-        resource = ConfigResource(ResourceType.TOPIC, topic)
-        return all(future.result(30)[key].value == value for future in admin.describe_configs([resource]).values())
-
-    wait_for(seen, f"{topic}: {key}={value}")
 
 
 @pytest.fixture(scope="module", autouse=True)

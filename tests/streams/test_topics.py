@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
 from crossrep import CrossrepError, LocalView, SpaceError, TopicError, kafka, spaces
 from crossrep.cli import cli
 from crossrep.spec import Space
 from streams import topics
-from tests.cluster import SPEC, Load, Workers, free_port, new_space, prove, ready, settled, wait_for
+from tests.cluster import SPEC, Load, Workers, alter, free_port, new_space, prove, ready, settled, wait_for
 from tests.streams.small_model import small_model
 
 
@@ -29,19 +29,6 @@ def delete(bootstrap: str, name: str) -> None:
     for future in admin.delete_topics([name], operation_timeout=30).values():
         future.result(30)
     wait_for(lambda: name not in described(bootstrap), f"{name} is gone")
-
-
-def alter(bootstrap: str, topic: str, key: str, value: str) -> None:
-    admin = kafka.admin(bootstrap)
-    entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
-    for future in admin.incremental_alter_configs([ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])]).values():
-        future.result(30)
-
-    def seen() -> bool:
-        resource = ConfigResource(ResourceType.TOPIC, topic)
-        return all(future.result(30)[key].value == value for future in admin.describe_configs([resource]).values())
-
-    wait_for(seen, f"{topic}: {key}={value}")
 
 
 def test_create_is_idempotent(bootstrap: str, tmp_path: Path) -> None:
