@@ -31,7 +31,7 @@ class Counts:
 
     shown: NDArray[np.float64]  # [n]
     clicked: NDArray[np.float64]  # [n]
-    share: NDArray[np.float64] | float = 1.0  # of the training impressions that were counted: of a block's, fewer than of all
+    share: float = 1.0  # of the training impressions that were counted: for a block, fewer than all
 
     def rate(self, prior: float) -> NDArray[np.float64]:
         return (self.clicked + SMOOTHING * prior) / (self.shown + SMOOTHING)
@@ -42,20 +42,18 @@ class Counts:
         return self.shown / self.share
 
 
-def out_of_block(values: NDArray[np.integer], clicked: NDArray[np.bool_], size: int, *, earlier: bool = False) -> tuple[Counts, Counts]:
+def out_of_block(values: NDArray[np.integer], clicked: NDArray[np.bool_], size: int) -> tuple[Counts, Counts]:
     """What other blocks tell of each impression's value [N], and what all of training tells of each value [size].
 
     Args:
         values: of each training impression, 0 to size - 1, in time order.
-        earlier: a block is told by the blocks before it, as a stream would; False: by all others, which tell more.
     """
     block = np.arange(len(values)) * BLOCKS // max(len(values), 1)
     shown, clicks = (np.zeros((BLOCKS, size)) for _ in range(2))  # 160 bytes a value in all
     np.add.at(shown, (block, values), 1)
     np.add.at(clicks, (block, values), clicked)
-    others = [(table.cumsum(0) if earlier else table.sum(0)) - table for table in (shown, clicks)]
-    share = np.maximum(block, 1) / BLOCKS if earlier else np.full(len(block), 1 - 1 / BLOCKS)
-    return Counts(others[0][block, values], others[1][block, values], share), Counts(shown.sum(0), clicks.sum(0))
+    others = [table.sum(0) - table for table in (shown, clicks)]
+    return Counts(others[0][block, values], others[1][block, values], 1 - 1 / BLOCKS), Counts(shown.sum(0), clicks.sum(0))
 
 
 def fit_with_rates(dataset: Dataset, train: Impressions) -> Features:

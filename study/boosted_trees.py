@@ -23,12 +23,8 @@ Rows = NDArray[np.int32]  # [N, F] of the fused table, as networks see them
 Table = NDArray[np.float32]
 
 
-def encoded(fields: Features, rows: Rows, clicked: NDArray[np.bool_], others: list[Rows], *, earlier: bool) -> list[Table]:
-    """Features of the training rows, which are in time order, and of `others`.
-
-    Args:
-        earlier: see `out_of_block`.
-    """
+def encoded(fields: Features, rows: Rows, clicked: NDArray[np.bool_], others: list[Rows]) -> list[Table]:
+    """Features of the training rows, which are in time order, and of `others`."""
     each = [fields.fields[kind] for kind in ("user", "item", "event")]
     offsets = np.concatenate([fields.offsets[kind] for kind in ("user", "item", "event")])
     columns: list[list[NDArray[np.float64]]] = [[] for _ in range(1 + len(others))]
@@ -39,7 +35,7 @@ def encoded(fields: Features, rows: Rows, clicked: NDArray[np.bool_], others: li
             for column, value in zip(columns, values):
                 column.append(np.where(value, value, np.nan))  # 0 is unknown
             continue
-        own, whole = out_of_block(values[0], clicked, field.size, earlier=earlier)
+        own, whole = out_of_block(values[0], clicked, field.size)
         told = [(own.rate(prior), own.impressions), *((whole.rate(prior)[value], whole.impressions[value]) for value in values[1:])]
         for column, (rate, impressions) in zip(columns, told):
             column.append(rate)

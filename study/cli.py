@@ -50,7 +50,7 @@ def gca(folder: Path, out: Path, seeds: int, workers: int, dim: int, epochs: int
 def upstreams(folder: Path, out: Path, seeds: int, workers: int) -> None:
     """The triple tower against logistic regression, boosted trees and DCNv2: crossrep study upstreams DIR --out docs/study.
 
-    DIR is KuaiRand-Pure's (https://kuairand.com). Every model sees the same features and has six tuning trials on later days; the best
+    DIR is KuaiRand-Pure's (https://kuairand.com). Every model sees the same features and has nine tuning trials on later days; the best
     setting of each is then run with --seeds seeds and tested on days later still.
     """
     from models.datasets import kuairand

@@ -55,7 +55,7 @@ def run(world: World, arm: Arm, rate: float, seed: int, tuning: bool = False) ->
         rows = torch.from_numpy(world.rows[world.first :])
         model = click_model(world, arm, [part.shape[1:] for part in parts], seed)
         r = torch.from_numpy(np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)) if parts else None
-        cosines = train(model, rows, r, torch.from_numpy(data.clicked.astype(np.float32)), learnt, rate, field_l2(world.model.fields), seed)
+        cosines = train(model, rows, r, torch.from_numpy(data.clicked.astype(np.float32)), learnt, rate, field_l2(world.fields), seed)
         probability = predict(model, rows[asked], r[asked] if r is not None else None)
     return {
         **measure(probability, data.clicked[asked], data.user[asked], data.scenario[asked], cold(world, asked)),
@@ -176,7 +176,7 @@ def click_model(world: World, arm: Arm, shapes: Sequence[tuple[int, ...]], seed:
                 plugs = {"embedding": AttendedConcat(width, [(prod(shape[:-1]), shape[-1]) for shape in shapes], EMBEDDING)}
     beside = Isomorphic(network, frozen_steps=arm.frozen) if arm.beside else None
     torch.manual_seed(2 * seed)
-    model = DCNv2(world.model.fields.rows, fields, embedding=EMBEDDING, plugs=plugs, beside=beside)
+    model = DCNv2(world.fields.rows, fields, embedding=EMBEDDING, plugs=plugs, beside=beside)
     if arm.table:
         model.table.load_state_dict(network.table.state_dict())
     return model

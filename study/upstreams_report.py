@@ -38,12 +38,16 @@ def _tuning(tuned: list[Run], models: Models) -> list[str]:
     rows = []
     for model, runs in models.items():
         trials, chosen = [run for run in tuned if run["model"] == model], best(tuned, model)
-        scores = [run["validation"]["auc"] for run in trials]
-        setting = ", ".join(f"{name} {value}" for name, value in chosen["setting"].items())
+        scores: dict[str, list[float]] = {}
+        for run in trials:
+            (value,) = run["setting"].values()
+            scores.setdefault(f"{value:g}", []).append(run["validation"]["auc"])
+        ((name, value),) = chosen["setting"].items()
+        means = "; ".join(f"{value}: {np.mean(found):.4f}" for value, found in scores.items())
         seconds = [f"{np.mean([run['seconds'] for run in each]):.0f}" for each in (trials, runs)]
-        rows.append([model, str(len(trials)), f"{min(scores):.4f} to {max(scores):.4f}", setting, str(chosen["reached"]), *seconds])
-    header = ["model", "trials", "validation AUC", "chosen", "epochs or trees", "seconds a trial", "seconds a run"]
-    return table("Tuning, on one seed", header, rows)
+        rows.append([model, name, means, f"{value:g}", str(chosen["length"]), *seconds])
+    header = ["model", "what is tuned", "mean validation AUC", "chosen", "epochs or trees", "seconds a trial", "seconds a run"]
+    return table(f"Tuning, on {len({run['seed'] for run in tuned})} seeds", header, rows)
 
 
 def _quality(models: Models) -> list[str]:

@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from models import lfm4ads
 from models.datasets.base import Dataset, Impressions, select, whole
+from models.features import Features
 from models.train import train
 from study.past import Past
 from study.training import one_thread
@@ -33,7 +34,8 @@ LOGIT = "logit"  # float32 [N, 1], by the head of the impression's own branch
 KEPT = ("ur", "ir", "cr", LOGIT)  # as arrays
 BATCH = 8192
 
-Upstream = Literal["dual", "shared", "random"]  # a branch each for ads and content; one for both; as it was before training
+# A branch each for ads and content; one for both; dual, and ids have click rates (models/rates.py); dual, as it was before training.
+Upstream = Literal["dual", "shared", "rated", "random"]
 Floats = NDArray[np.float32]
 
 
@@ -73,7 +75,8 @@ def _train(dataset: Dataset, folder: Path, split: str, upstream: Upstream, seed:
         lfm4ads.save(folder, "random", fields, lfm4ads.build(fields, lfm4ads.ARCHITECTURE), lfm4ads.ARCHITECTURE, {})
     else:
         before = replace(dataset, train_until=dataset.train_until - SPLITS[split])
-        train(before, folder, seed=seed, architecture={"shared": upstream == "shared"}, baseline=False, progress=False)
+        kind: dict[str, Any] = {"architecture": {"shared": upstream == "shared"}, "rates": upstream == "rated"}
+        train(before, folder, seed=seed, **kind, baseline=False, progress=False)
 
 
 @dataclass
@@ -93,9 +96,21 @@ class World:
         return lfm4ads.load(self.folder)
 
     @cached_property
+    def fields(self) -> Features:
+        """What a click model sees: upstream's, less click rates of ids, for these are of the past."""
+        return Features({kind: [f for f in each if f.type != "statistic"] for kind, each in self.model.fields.fields.items()})
+
+    @cached_property
     def rows(self) -> NDArray[np.int32]:
-        """[N, fields] of the model's table: user's, item's, event's."""
-        data, fields = self.impressions, self.model.fields
+        """[N, F] of `fields`: user's, item's, event's."""
+        return self._encoded(self.fields)
+
+    @cached_property
+    def _upstream_rows(self) -> NDArray[np.int32]:
+        return self._encoded(self.model.fields)
+
+    def _encoded(self, fields: Features) -> NDArray[np.int32]:
+        data = self.impressions
         users = fields.encode_columns("user", self.dataset.user_ids, self.dataset.user_features)
         items = fields.encode_columns("item", self.dataset.item_ids, self.dataset.item_features)
         return np.concatenate((users[data.user], items[data.item], fields.encode_impressions(data, self.dataset.scenarios)), axis=1)
@@ -134,8 +149,8 @@ class World:
         model = lfm4ads.load(self.folder, outputs=[name for name in names if name != LOGIT])
         user, item = (len(model.features[kind]) for kind in ("user", "item"))
         parts: dict[str, list[Floats]] = {name: [] for name in names}
-        for at in range(0, len(self.rows), BATCH):
-            users, items, events = np.split(self.rows[at : at + BATCH], [user, user + item], axis=1)
+        for at in range(0, len(self._upstream_rows), BATCH):
+            users, items, events = np.split(self._upstream_rows[at : at + BATCH], [user, user + item], axis=1)
             found = model.forward(users, items, events)
             if LOGIT in names:
                 probability = model.predict(users, items, events)

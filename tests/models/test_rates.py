@@ -49,8 +49,6 @@ def test_counts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert others.shown.tolist() == [1, 1, 2, 2, 1, 1] and others.clicked.tolist() == [1, 1, 0, 1, 1, 1]
     assert others.impressions.tolist() == [2, 2, 4, 4, 2, 2]  # half of training was counted
     assert others.rate(0.5).tolist() == [2 / 3, 2 / 3, 1 / 4, 2 / 4, 2 / 3, 2 / 3]
-    before, _ = out_of_block(values, clicked, 3, earlier=True)
-    assert before.shown.tolist() == [0, 0, 0, 2, 1, 1] and before.clicked.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_no_click_is_in_its_own_features(dataset: Dataset, impressions: Impressions, fields: Features) -> None:

@@ -17,10 +17,11 @@ from crossrep.cli import cli
 from crossrep.errors import DataError
 from models import rates
 from models.datasets import kuairand
-from models.train import train
+from models.optimise import LEARNING_RATE
+from models.train import L2, train
 from study import boosted_trees, upstreams
 from study.metrics import gauc
-from study.upstreams import LOGISTIC, RATED, TOWER, TREES, TRIALS, Days
+from study.upstreams import LOGISTIC, RATED, SETTINGS, TOWER, TREES, TUNING, Days, best
 from tests.cluster import ROOT
 
 
@@ -43,15 +44,14 @@ def test_gauc_by_hand() -> None:
     assert math.isnan(gauc(score[6:], clicked[6:], user[6:]))
 
 
-@pytest.mark.parametrize("earlier", [False, True])
-def test_no_click_is_in_its_own_features(days: Days, earlier: bool) -> None:
+def test_no_click_is_in_its_own_features(days: Days) -> None:
     rows, clicked = days.train.rows, days.train.clicked
     block = np.arange(len(rows)) * rates.BLOCKS // len(rows)
-    before, _ = boosted_trees.encoded(days.fields, rows, clicked, [days.test.rows], earlier=earlier)
+    before, _ = boosted_trees.encoded(days.fields, rows, clicked, [days.test.rows])
     flipped = np.where(block == 4, ~clicked, clicked)
-    after, test = boosted_trees.encoded(days.fields, rows, flipped, [days.test.rows], earlier=earlier)
+    after, test = boosted_trees.encoded(days.fields, rows, flipped, [days.test.rows])
     told = [place for place in range(before.shape[1]) if (before[:, place] != after[:, place]).any()]
-    others = block > 4 if earlier else block != 4
+    others = block != 4
     # The rates' prior is the mean of all clicks; beside it, nothing of its own block's clicks is told, and that of others is.
     shift = rates.SMOOTHING * (flipped.mean() - clicked.mean())
     assert len(told) > 10 and np.abs(before[~others] - after[~others])[:, told].max() <= abs(shift)
@@ -60,9 +60,12 @@ def test_no_click_is_in_its_own_features(days: Days, earlier: bool) -> None:
 
 
 @pytest.mark.parametrize("model", [TOWER, RATED])
-def test_the_study_trains_the_tower_as_the_command_does(days: Days, rated: Days, kuairand_folder: Path, tmp_path: Path, model: str) -> None:
+def test_the_study_trains_the_tower_as_the_command_does(
+    days: Days, rated: Days, kuairand_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setattr(upstreams, "L2", L2)
     upstreams.start(days, rated)
-    asked = {"model": model, "setting": {"rate": 2e-3, "l2": 3e-3}, "seed": 3, "length": 1}
+    asked = {"model": model, "setting": {"rate": LEARNING_RATE}, "seed": 3, "length": 1}
     found = upstreams.run(asked)
     told = train(kuairand.load(kuairand_folder), tmp_path, seed=3, rates=model == RATED, baseline=False, progress=False)
     assert found["test"]["auc"] == pytest.approx(told["auc"], abs=1e-5)
@@ -73,20 +76,32 @@ def test_the_study_trains_the_tower_as_the_command_does(days: Days, rated: Days,
 def test_trees_learn_and_repeat(days: Days, rated: Days) -> None:
     pytest.importorskip("lightgbm")
     upstreams.start(days, rated)
-    asked = {"model": TREES, "setting": {"earlier": False, "num_leaves": 7}, "seed": 3, "length": 20}
+    asked = {"model": TREES, "setting": {"num_leaves": 7}, "seed": 3, "length": 20}
     found = upstreams.run(asked)
     assert found["test"]["auc"] > 0.65 and found["reached"] == 20
     assert upstreams.run(asked) | {"seconds": 0} == found | {"seconds": 0}
 
 
 def test_every_model_has_as_many_trials() -> None:
-    assert {len(trials) for trials in TRIALS.values()} == {6}
+    assert {len(settings) for settings in SETTINGS.values()} == {3}
+
+
+def test_the_best_setting_is_that_of_the_best_mean() -> None:
+    aucs = {1e-3: (0.70, 0.74, 0.71), 2e-3: (0.72, 0.72, 0.72)}
+    tuned = [
+        {"model": TREES, "setting": {"rate": rate}, "validation": {"auc": auc}, "reached": at * 10}
+        for rate, found in aucs.items()
+        for at, auc in enumerate(found, 1)
+    ]
+    others = [{"model": LOGISTIC, "setting": {"rate": 5e-3}, "validation": {"auc": 0.9}, "reached": 1}]
+    assert best(tuned + others, TREES) == {"setting": {"rate": 2e-3}, "length": 20}
 
 
 def test_the_command_goes_on_where_it_was_cut_off(kuairand_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightgbm")
-    few = {model: TRIALS[model][:2] for model in (LOGISTIC, TREES, TOWER, RATED)}
-    monkeypatch.setattr(upstreams, "TRIALS", few)
+    few = {model: SETTINGS[model][:1] for model in (LOGISTIC, TREES, TOWER, RATED)}
+    monkeypatch.setattr(upstreams, "SETTINGS", few)
+    monkeypatch.setattr(upstreams, "TUNING", TUNING[:2])
     shown = re.search(r"^    crossrep (study upstreams DIR --out \S+)$", (ROOT / "docs" / "study-upstream.md").read_text(), re.MULTILINE)
     assert shown
     words = shown[1].replace("DIR", str(kuairand_folder)).replace("docs/study", str(tmp_path)).split()
