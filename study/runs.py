@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -108,7 +110,7 @@ def in_processes(
                 yield at, work(task)
                 progress.advance(bar)
             return
-        with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn"), initializer=start, initargs=given) as pool:
+        with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn"), initializer=_begin, initargs=(start, given)) as pool:
             futures = {pool.submit(work, task): at for at, task in enumerate(tasks)}
             try:
                 for future in as_completed(futures):
@@ -116,3 +118,16 @@ def in_processes(
                     progress.advance(bar)
             finally:
                 pool.shutdown(cancel_futures=True)  # after an error, what has not begun; else it would all be run first
+
+
+def _begin(start: Callable[..., None], given: tuple[Any, ...]) -> None:
+    """In a process of the pool. It ends with its parent, however that ends, instead of with its run."""
+
+    def end() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    Thread(target=end, daemon=True).start()
+    start(*given)

@@ -262,6 +262,16 @@ def test_upstream_and_downstream_learn_from_their_days_alone(world: World) -> No
     assert found["impressions"] == (when >= TEST_FROM).sum()
 
 
+def test_click_rates_of_ids_are_upstreams_alone(world: World, tmp_path: Path) -> None:
+    worlds.build(world.dataset, tmp_path / "rated", "authors", "rated", 1)
+    rated = World(world.dataset, tmp_path / "rated", "authors")
+    assert rated.model.fields.rows > rated.fields.rows and len(rated.model.fields.fields["user"]) == 2 + len(rated.fields.fields["user"])
+    assert rated.fields.fields == world.fields.fields == world.model.fields.fields
+    assert (rated.rows == world.rows).all() and not np.allclose(rated.output("cr"), world.output("cr"))
+    nothing, told = (downstream.run(each, ARMS["nothing"], 2e-3, 1) | {"seconds": 0} for each in (world, rated))
+    assert nothing == told  # so that what is paired is alike
+
+
 @pytest.mark.parametrize("kind", sorted({arm.kind for arm in ARMS.values()}))
 def test_every_kind_of_arm_runs(world: World, kind: str) -> None:
     arm = next(arm for arm in ARMS.values() if arm.kind == kind)
