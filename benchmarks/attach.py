@@ -12,11 +12,11 @@ import numpy as np
 from benchmarks.common import conditions, console, report
 from benchmarks.fold import declared, draw_users
 from benchmarks.replay import bare, fill
-from crossrep.archive import Archive
-from crossrep.attach import Moments, Used, attach, unknown
-from crossrep.cuts import Cut
+from crossrep.archive.store import Archive
+from crossrep.control.cuts import Cut
 from crossrep.keys import Keys
 from crossrep.spec import Space
+from crossrep.training.attach import Moments, Used, attach, unknown
 
 
 def answer(archive: Archive, space: Space, moments: Moments, memory: int) -> tuple[float, Used]:

@@ -18,7 +18,7 @@ from crossrep import kafka
 from crossrep.cli import bootstrap_option
 from crossrep.errors import CrossrepError
 from crossrep.spec import Space, fold_group, infer_group
-from crossrep.view import LocalView
+from crossrep.views.view import LocalView
 from models.datasets import Dataset
 from streams import freshness
 from streams.publish import publish_events, publish_features

@@ -11,15 +11,16 @@ import click
 import numpy as np
 
 from benchmarks.common import cluster, committed, conditions, console, drain, in_process, middle, report, space_of, worker
-from crossrep import frames, kafka
-from crossrep.aggregates import combine
+from crossrep import kafka
 from crossrep.cli import bootstrap_option
+from crossrep.columnar import frames
+from crossrep.columnar.aggregates import combine
+from crossrep.columnar.records import RecordLayout
+from crossrep.columnar.rows import ColumnRows, Rows
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
-from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Space, fold_group
-from crossrep.view import LocalView
+from crossrep.views.view import LocalView
 
 DIM = 64
 BATCH = 65_536  # rows made at once

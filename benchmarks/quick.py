@@ -17,7 +17,7 @@ from benchmarks.peers import engines, workload
 from benchmarks.peers.workload import PARTITIONS, Load
 from crossrep import kafka
 from crossrep.cli import bootstrap_option
-from crossrep.records import RecordLayout
+from crossrep.columnar.records import RecordLayout
 
 FRAMES = ("kafka-streams-frames-best", "kafka-streams-heap-200ms", "kafka-streams-heap-1s")
 RECORDS = ("kafka-streams-once", "kafka-streams-once-best")

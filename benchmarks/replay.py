@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import conditions, console, report
 from benchmarks.fold import BATCH, DIM, declared, draw_users
-from crossrep import archive_columns, frames, replay_archive
-from crossrep import replay as folding
-from crossrep.archive import About, Archive
-from crossrep.archive_columns import Frame
-from crossrep.rows import Rows
-from crossrep.snapshots import Replayed, Store
+from crossrep.archive import columns
+from crossrep.archive.columns import Frame
+from crossrep.archive.store import About, Archive
+from crossrep.columnar import frames
+from crossrep.columnar.rows import Rows
+from crossrep.rollout import replay as folding
+from crossrep.rollout import replay_archive
+from crossrep.snapshots.store import Replayed, Store
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 
@@ -38,7 +40,7 @@ def fill(store: Archive, space: Space, rows: int, users: int, zipf: float, seed:
     def publish(number: int) -> float:
         found, waiting[number] = waiting[number], []
         began = time.perf_counter()
-        data = archive_columns.encoded(space, "user", number, found)
+        data = columns.encoded(space, "user", number, found)
         store.put(store.path("user", number, found[0].offset, offsets[number], 1.7e9), data)
         return time.perf_counter() - began
 

@@ -13,9 +13,9 @@ from benchmarks.common import cluster, conditions, console, drain, in_process, m
 from benchmarks.fold import BATCH, DIM, declared
 from crossrep import kafka
 from crossrep.cli import bootstrap_option
+from crossrep.columnar.records import RecordLayout
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
 
 

@@ -22,9 +22,9 @@ from benchmarks.paced import paced
 from benchmarks.restore import fill
 from crossrep import kafka
 from crossrep.cli import bootstrap_option
+from crossrep.columnar.records import RecordLayout
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from streams.broker import free_port
 

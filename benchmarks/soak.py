@@ -30,12 +30,13 @@ from rich.table import Table
 
 from benchmarks.common import Worker, committed, conditions, console, space_of, worker
 from benchmarks.fold import BATCH, DIM, declared
-from crossrep import frames, kafka
+from crossrep import kafka
+from crossrep.columnar import frames
+from crossrep.columnar.rows import ColumnRows, Rows
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
-from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Space, fold_group
-from crossrep.view import LocalView
+from crossrep.views.view import LocalView
 from streams import broker
 from streams.fold import FoldOptions
 from streams.memory import memory_bound

@@ -7,8 +7,6 @@ training_samples
 Space         a validated spec
 """
 
-from crossrep.answers import ColumnValues, Representations
-from crossrep.changes import Changes
 from crossrep.errors import (
     BadEvent,
     BadFrame,
@@ -22,9 +20,11 @@ from crossrep.errors import (
     TopicError,
 )
 from crossrep.spec import Column, Entity, Space
-from crossrep.training_records import TrainingBatch
-from crossrep.training_samples import training_samples
-from crossrep.view import LocalView
+from crossrep.training.reading import training_samples
+from crossrep.training.records import TrainingBatch
+from crossrep.views.answers import ColumnValues, Representations
+from crossrep.views.changes import Changes
+from crossrep.views.view import LocalView
 from crossrep.writer import FrameWriter
 
 __all__ = [

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep.answers import Representations
 from crossrep.errors import SpaceError
 from crossrep.extras import extra
 from crossrep.keys import MISSING, Id, KeyIndex, Keys
-from crossrep.view import LocalView
+from crossrep.views.answers import Representations
+from crossrep.views.view import LocalView
 
 with extra("torch"):
     import torch

@@ -9,11 +9,13 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 from numpy.typing import ArrayLike, NDArray
 
-from crossrep import algebra, frames, kafka, spaces
-from crossrep.aggregates import combine
+from crossrep import kafka
+from crossrep.columnar import algebra, frames
+from crossrep.columnar.aggregates import combine
+from crossrep.columnar.rows import ColumnRows, Rows
+from crossrep.control import spaces
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
-from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Space
 
 

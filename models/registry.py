@@ -3,8 +3,9 @@
     <url>/<name>/<version>/weights.safetensors ...    the model's files, as its folder has them
     <url>/<name>/<version>/manifest.json              the model's own manifest, and under "registered" what the registry knows of it
 
-A version is published whole or not at all (`crossrep/publication.py`), has a higher number than those before it, and is referred to as
-name@version; name@latest is the newest one. It is an ordinary model folder: a copy of it works wherever a folder that `train` wrote does.
+A version is published whole or not at all (`crossrep/files/publication.py`), has a higher number than those before it, and is referred to
+as name@version; name@latest is the newest one. It is an ordinary model folder: a copy of it works wherever a folder that `train` wrote
+does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, ModelError
-from crossrep.publication import MANIFEST, Folders
+from crossrep.files.publication import MANIFEST, Folders
 from models.upstream import Identity, read_manifest, write
 
 LATEST = "latest"

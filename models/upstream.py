@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep.binding import Model
+from crossrep.control.binding import Model
 from crossrep.errors import ModelError
 
 KINDS = {"lfm4ads": "models.lfm4ads"}

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from crossrep.avro import Codec
+from crossrep.columnar.avro import Codec
 
 
 @cache

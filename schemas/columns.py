@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep.avro import HEADER_BYTES, Codec
+from crossrep.columnar.avro import HEADER_BYTES, Codec
 from crossrep.keys import Keys
 
 _STRING, _LONG, _ENUM = 0, 1, 2

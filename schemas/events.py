@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from crossrep.columnar.frames import CLOCK_SKEW
 from crossrep.errors import BadEvent
-from crossrep.frames import CLOCK_SKEW
 from crossrep.spec import MAX_KEY_BYTES
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from crossrep.answers import Representations
+from crossrep.views.answers import Representations
 from serve.replica import Replica
 
 JSON = b"application/json"

@@ -12,8 +12,8 @@ from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaE
 from confluent_kafka.admin import OffsetSpec
 
 from crossrep import kafka
+from crossrep.control.stages import Offsets, Place, lag, positions, stages
 from crossrep.spec import Space
-from crossrep.stages import Offsets, Place, lag, positions, stages
 
 LIMIT = 2.0  # seconds for one question
 WINDOW = 5.0  # seconds that a rate is taken over

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from crossrep.answers import Representations, answer
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
+from crossrep.views.answers import Representations, answer
 from serve import answers, openapi, page
 from serve.answers import JSON, SAFETENSORS, Answer, Refused
 from serve.metrics import Metrics

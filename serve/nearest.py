@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import algebra
+from crossrep.columnar import algebra
 from crossrep.keys import Keys
 from serve.replica import Replica
 

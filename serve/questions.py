@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from crossrep.records import RecordLayout
+from crossrep.columnar.records import RecordLayout
 from crossrep.spec import MAX_KEY_BYTES
 from serve.answers import JSON, SAFETENSORS, Refused
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrep.columnar.records import RecordLayout
 from crossrep.keys import MISSING, KeyIndex, Keys
-from crossrep.records import RecordLayout
 
 _INDEX_BYTES = 103  # KeyIndex, a slot, with a hash table twice to four times as large; and a bit of our own
 _SWEEP = 4096  # slots looked at in one go to find some that nobody asked for

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep.answers import Representations, answer
+from crossrep.columnar.records import RecordLayout
+from crossrep.control.readers import Presence
 from crossrep.errors import CrossrepError
-from crossrep.follow import CLOSE_TIMEOUT, Follower
 from crossrep.keys import MISSING, Keys
-from crossrep.readers import Presence
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
+from crossrep.views.answers import Representations, answer
+from crossrep.views.follow import CLOSE_TIMEOUT, Follower
 from serve.recent import Held, Recent
 from serve.shredding import Shredder
 from state.store import TOMBSTONES_KEPT, Memory, Meta, Room, Store, open_store

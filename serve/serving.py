@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from crossrep import spaces
+from crossrep.columnar.records import RecordLayout
+from crossrep.control import spaces
 from crossrep.errors import CrossrepError
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
-from crossrep.switch import Switcher, aliased
+from crossrep.views.switch import Switcher, aliased
 from serve.options import Options
 from serve.recent import slots_within
 from serve.replica import Place, Replica

@@ -11,8 +11,8 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
+from crossrep.control.stages import lag
 from crossrep.spec import Space
-from crossrep.stages import lag
 from serve.answers import lag as replica_lag
 from serve.cluster import Cluster, Freshness, Look, Member, Rates
 from serve.letters import DeadLetters

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep.algebra import NEVER
+from crossrep.columnar.algebra import NEVER
 from state.store import Store
 
 KEYS_A_LOOK = 2_000  # 2 ms: a look is part of a flush

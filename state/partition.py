@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from crossrep import forget, frames, kafka
-from crossrep.algebra import NEVER
+from crossrep import kafka
+from crossrep.columnar import forget, frames
+from crossrep.columnar.algebra import NEVER
+from crossrep.columnar.forget import Forget, is_order
+from crossrep.columnar.records import RecordLayout
+from crossrep.columnar.rows import Rows
 from crossrep.errors import BadFrame
-from crossrep.forget import Forget, is_order
-from crossrep.records import RecordLayout
-from crossrep.rows import Rows
 from crossrep.spec import Space
 from state import dead_letters, faults, history, progress
 from state.changelog import Changelog, Flush

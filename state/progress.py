@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from confluent_kafka import TopicPartition
 
 from crossrep import kafka
-from crossrep.algebra import NEVER
+from crossrep.columnar.algebra import NEVER
 from crossrep.errors import StateError
 from crossrep.spec import Space, fold_group
 

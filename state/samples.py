@@ -18,7 +18,7 @@ from confluent_kafka import Message, Producer, TopicPartition
 from crossrep import kafka
 from crossrep.errors import BadEvent, BadRecord
 from crossrep.keys import Keys
-from crossrep.samples import CODEC
+from crossrep.training.samples import CODEC
 from schemas import codec
 from schemas.events import check_event
 from state import dead_letters, faults, samples_progress

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from confluent_kafka import TopicPartition
 
-from crossrep import groups, kafka
+from crossrep import kafka
+from crossrep.control import groups
 from crossrep.errors import StateError
 from crossrep.spec import Space, samples_group
 from state.join import Marks

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep.aggregates import Aggregates
-from crossrep.algebra import NEVER
+from crossrep.columnar.aggregates import Aggregates
+from crossrep.columnar.algebra import NEVER
+from crossrep.columnar.records import RecordLayout
+from crossrep.columnar.rows import Rows
 from crossrep.keys import MISSING, KeyIndex, Keys, _jit
-from crossrep.records import RecordLayout
-from crossrep.rows import Rows
 from state.writes import Writes
 
 Read = Callable[[list[bytes]], list[bytes | None]]  # keys -> records, None where the store has none

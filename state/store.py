@@ -30,9 +30,9 @@ from rocksdict import (
     WriteBufferManager,
 )
 
-from crossrep.algebra import NEVER
+from crossrep.columnar.algebra import NEVER
+from crossrep.columnar.records import EVENT_TIME_AT
 from crossrep.errors import StateError
-from crossrep.records import EVENT_TIME_AT
 
 log = logging.getLogger(__name__)
 

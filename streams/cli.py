@@ -14,7 +14,7 @@ import click
 
 from crossrep import kafka
 from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
-from crossrep.cli_archive import Duration
+from crossrep.cli.archive import Duration
 from models.cli import dataset as dataset_of
 from models.cli import registry_option, simulator_options
 from streams import cli_operations as cli_operations  # adds the operators' commands

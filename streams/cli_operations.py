@@ -12,7 +12,7 @@ import click
 
 from crossrep import kafka
 from crossrep.cli import bootstrap_option, cli, console, resolve, space_option
-from crossrep.cli_spaces import space_group
+from crossrep.cli.spaces import space_group
 
 if TYPE_CHECKING:
     from streams.crosschecks import Check
@@ -139,7 +139,7 @@ def forget(entity: str, id: str, space: str, bootstrap: str | None, check: bool)
     anew. Stop its events at the source first. Waits until the order is folded, then lists what the brokers still hold on disk, and when
     that is gone.
     """
-    from crossrep.forget import Forget
+    from crossrep.columnar.forget import Forget
     from streams import erasure
 
     address = kafka.bootstrap_servers(bootstrap)

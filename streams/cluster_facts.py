@@ -19,9 +19,9 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from crossrep import kafka
+from crossrep.control.stages import stages
 from crossrep.errors import CrossrepError, SpaceError, SpecError, TopicError
 from crossrep.spec import Space
-from crossrep.stages import stages
 from streams import topics
 from streams.topics import Topic
 

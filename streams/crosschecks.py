@@ -14,7 +14,9 @@ from confluent_kafka import KafkaException, TopicPartition
 from rich.table import Table
 from rocksdict import AccessType, Options, Rdict
 
-from crossrep import forget, kafka, lineage
+from crossrep import kafka
+from crossrep.columnar import forget
+from crossrep.control import lineage
 from crossrep.errors import BadRecord, CrossrepError, StateError
 from crossrep.keys import Keys
 from crossrep.spec import Space

@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from crossrep import kafka, spaces
+from crossrep import kafka
+from crossrep.control import spaces
 from crossrep.errors import CrossrepError, SpaceError, SpecError
 from crossrep.spec import Space
-from crossrep.view import LocalView
+from crossrep.views.view import LocalView
 from models.datasets import Dataset
 from streams import broker, freshness, publish, retire, topics, verify
 from streams.publish import Published

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from crossrep import forget, frames, kafka
+from crossrep import kafka
+from crossrep.columnar import forget, frames
+from crossrep.columnar.forget import Forget
 from crossrep.errors import CrossrepError, SpaceError
-from crossrep.forget import Forget
 from crossrep.keys import Keys
 from crossrep.spec import Space
 from state import history, progress

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrep.errors import BadRecord
-from crossrep.follow import Follower
 from crossrep.keys import MISSING, KeyIndex, Keys
+from crossrep.views.follow import Follower
 from models.upstream import UpstreamModel
 from schemas import codec
 

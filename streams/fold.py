@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import numpy as np
 from confluent_kafka import Message
 
-from crossrep import frames
+from crossrep.columnar import frames
+from crossrep.columnar.records import RecordLayout
 from crossrep.errors import CrossrepError, StateError, TopicError
-from crossrep.records import RecordLayout
 from crossrep.spec import Space, fold_group
 from crossrep.writer import rows_of
 from state.partition import Partition, Settings

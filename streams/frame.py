@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Message
 
+from crossrep.columnar.frames import CLOCK_SKEW, EVENT_WEIGHT_LIMIT
 from crossrep.errors import BadEvent, BadRecord
-from crossrep.frames import CLOCK_SKEW, EVENT_WEIGHT_LIMIT
 from crossrep.spec import MAX_KEY_BYTES, Space, frame_group
 from crossrep.writer import rows_of
 from schemas import codec

@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from crossrep import kafka
 from crossrep.errors import CrossrepError
 from crossrep.spec import Space
-from crossrep.view import LocalView
+from crossrep.views.view import LocalView
 from schemas import codec
 
 POLL = 0.005  # seconds between two looks at the view: what a figure can be too great by

@@ -11,9 +11,9 @@ import numpy as np
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
-from crossrep import binding
+from crossrep.columnar.frames import CLOCK_SKEW
+from crossrep.control import binding
 from crossrep.errors import BadRecord, CrossrepError, ModelError
-from crossrep.frames import CLOCK_SKEW
 from crossrep.spec import MAX_KEY_BYTES, Space, infer_group
 from crossrep.writer import rows_of
 from models.upstream import Identity, UpstreamModel

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossrep import frames
-from crossrep.records import RecordLayout
+from crossrep.columnar import frames
+from crossrep.columnar.records import RecordLayout
 from crossrep.spec import MAX_KEY_BYTES, Space
 from state.partition import BEHIND
 from state.slab import Slab

@@ -26,10 +26,12 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
-from crossrep import frames, groups, kafka, lineage
-from crossrep.aggregates import combine
+from crossrep import kafka
+from crossrep.columnar import frames
+from crossrep.columnar.aggregates import combine
+from crossrep.columnar.rows import Rows
+from crossrep.control import groups, lineage
 from crossrep.errors import BadRecord, CrossrepError, StateError
-from crossrep.rows import Rows
 from crossrep.spec import Space
 from state import dead_letters, faults
 from streams.silence import Silence, reached

@@ -18,9 +18,9 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from numpy.typing import NDArray
 
 from crossrep import kafka
+from crossrep.columnar.records import RecordLayout
 from crossrep.errors import CrossrepError
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
 from crossrep.spec import Space, fold_group
 from state import progress
 from state.progress import Progress

@@ -21,10 +21,11 @@ import numpy as np
 from fastavro import parse_schema, schemaless_reader
 from numpy.typing import NDArray
 
-from crossrep import forget, kafka
-from crossrep.algebra import NEVER
+from crossrep import kafka
+from crossrep.columnar import forget
+from crossrep.columnar.algebra import NEVER
+from crossrep.columnar.forget import Forget
 from crossrep.errors import CrossrepError
-from crossrep.forget import Forget
 from crossrep.keys import Keys
 from crossrep.spec import Entity, Space
 from state.progress import Progress

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crossrep import places
 from crossrep.errors import DataError
-from crossrep.replay_files import MODEL, keys_column, opened, paths_of, seconds
+from crossrep.files import places
+from crossrep.rollout.replay_files import MODEL, keys_column, opened, paths_of, seconds
 from crossrep.spec import Space
 from crossrep.writer import rounded
 from models.upstream import Identity, UpstreamModel

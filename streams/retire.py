@@ -17,7 +17,8 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from crossrep import kafka, readers, spaces, stages
+from crossrep import kafka
+from crossrep.control import readers, spaces, stages
 from crossrep.errors import CrossrepError, SpaceError
 from streams import topics
 
@@ -42,7 +43,7 @@ def folders(name: str) -> list[Path]:
 def refuse_used(name: str, bootstrap: str, watch: float = readers.WATCH, looked: Callable[[], object] = lambda: None) -> None:
     """Raise SpaceError if an alias stands for it, a worker is a member of one of its groups, or a reader commits within `watch` seconds.
 
-    Seen are readers that say so (`crossrep.readers`): views and replicas of this version that may commit.
+    Seen are readers that say so (`crossrep.control.readers`): views and replicas of this version that may commit.
     """
     _refuse_promoted(name, spaces.read_all(bootstrap), bootstrap)
     admin = kafka.admin(bootstrap)
@@ -92,7 +93,7 @@ def retire(name: str, bootstrap: str, disks: Iterable[Path]) -> Retired:
 
 
 def _forget_model(name: str, bootstrap: str) -> None:
-    """Which one wrote to it (crossrep/binding.py)."""
+    """Which one wrote to it (crossrep/control/binding.py)."""
     if name not in spaces.read_all(bootstrap, spaces.MODELS_TOPIC):
         return
     producer = kafka.producer(bootstrap, acks="all")

@@ -4,7 +4,7 @@ After a bad model has written three hours of nonsense: stop all workers, `crossr
 
 1. *The cut.* Every partition of the frames topic is cut at the first frame appended at TIME or later; frames of one batch are never
    cut apart. The frames behind the cut are left out for good, and the events they were made of are read again: every frame says which
-   those were (`crossrep.lineage`).
+   those were (`crossrep.control.lineage`).
 2. *The state.* The history holds what every key was at certain points (`state.history`). The newest point before the cut is restored by
    writing former records over those that changed since, with the progress, in one transaction a partition: the same protocol as a flush.
 3. The workers fold the good frames between point and cut again, pass those behind it, and go on with the new ones.
@@ -23,10 +23,11 @@ from datetime import UTC, datetime
 from confluent_kafka import TopicPartition
 from rich.table import Table
 
-from crossrep import groups, kafka, lineage, spaces
+from crossrep import kafka
+from crossrep.columnar.records import RecordLayout
+from crossrep.control import groups, lineage, spaces
+from crossrep.control.lineage import Place
 from crossrep.errors import StateError
-from crossrep.lineage import Place
-from crossrep.records import RecordLayout
 from crossrep.spec import Space, fold_group, frame_group, infer_group
 from state import history, progress
 from state.changelog import Changelog, Flush

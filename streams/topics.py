@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
-from crossrep import kafka, spaces
+from crossrep import kafka
+from crossrep.control import spaces
+from crossrep.control.spaces import MODELS_TOPIC, SPACES_TOPIC, Published
 from crossrep.errors import CrossrepError, SpaceError, TopicError
-from crossrep.spaces import MODELS_TOPIC, SPACES_TOPIC, Published
 from crossrep.spec import Space, fold_group, next_name
 from state import history
 from state.store import TOMBSTONES_KEPT

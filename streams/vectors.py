@@ -8,7 +8,7 @@ import numpy as np
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
-from crossrep.algebra import widen
+from crossrep.columnar.algebra import widen
 from crossrep.errors import BadFrame, BadRecord
 from crossrep.spec import Space
 

@@ -1,6 +1,6 @@
 """What a retrieval system knows at the beginning of each day, and what its users then click.
 
-A stream's state is folded by the stream's own kernels (`crossrep.algebra`), from impressions of earlier days alone.
+A stream's state is folded by the stream's own kernels (`crossrep.columnar.algebra`), from impressions of earlier days alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import algebra
+from crossrep.columnar import algebra
 from models import lfm4ads, train
 from models.datasets.base import Dataset, Impressions, whole
 

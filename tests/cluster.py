@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from crossrep import frames, kafka
+from crossrep import kafka
+from crossrep.columnar import frames
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from streams import topics

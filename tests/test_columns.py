@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import schemas
-from crossrep.avro import HEADER_BYTES, Codec
+from crossrep.columnar.avro import HEADER_BYTES, Codec
 from crossrep.errors import BadRecord
 from schemas import codec
 from schemas.columns import ColumnDecoder, Columns

@@ -15,10 +15,11 @@ import s3fs
 from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 
-from crossrep import frames, kafka
-from crossrep.archive import Archive
+from crossrep import kafka
+from crossrep.archive.store import Archive
 from crossrep.cli import cli
-from crossrep.snapshots import Store
+from crossrep.columnar import frames
+from crossrep.snapshots.store import Store
 from crossrep.spec import Space
 from models import upstream
 from models.registry import Registry, resolve
@@ -71,9 +72,9 @@ def test_snapshots(bucket: str, bootstrap: str, tmp_path: Path) -> None:
     log.put("user", list(range(300)), 1)
     log.put("item", list(range(40)), 2)
     killed(
-        "from crossrep import snapshots, spaces, taking",
-        "snapshots.Store.publish = die",  # with all files there
-        f"taking.take(spaces.find({space.name!r}), {bootstrap!r}, snapshots.Store({store.url!r}, {space.name!r}))",
+        "from crossrep.control import spaces; from crossrep.snapshots import taking; from crossrep.snapshots.store import Store",
+        "Store.publish = die",  # with all files there
+        f"taking.take(spaces.find({space.name!r}), {bootstrap!r}, Store({store.url!r}, {space.name!r}))",
     )
     assert len(store.ids()) == 1 and store.published() == []
     assert f"none of '{space.name}'" in crossrep("snapshots", space.name, "--from", store.url)
@@ -92,7 +93,7 @@ def test_archives(bucket: str, bootstrap: str, tmp_path: Path) -> None:
     load, store = Load(space, bootstrap), Archive(f"{bucket}/archive", space.name)
     load.send(300)
     killed(
-        "from crossrep import places\nfrom crossrep.archive import Archive\nfrom crossrep.archiving import archive",
+        "from crossrep.files import places\nfrom crossrep.archive.store import Archive\nfrom crossrep.archive.archiving import archive",
         "put, left = places.put, [4]\n"  # the space's description and two files later
         "def counted(*args):\n    left[0] -= 1\n    (put if left[0] else die)(*args)\nplaces.put = counted",
         f"archive({space.name!r}, {bootstrap!r}, Archive({store.url!r}, {space.name!r}))",
@@ -111,7 +112,7 @@ def test_archives(bucket: str, bootstrap: str, tmp_path: Path) -> None:
 def test_the_registry(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry, folder = Registry(f"{bucket}/models"), small_model()
     killed(
-        "from pathlib import Path\nfrom crossrep.publication import Folders\nfrom models.registry import Registry",
+        "from pathlib import Path\nfrom crossrep.files.publication import Folders\nfrom models.registry import Registry",
         "Folders.finish = die",
         f"Registry({registry.url!r}).add(Path({str(folder)!r}), 'small')",
     )

@@ -16,7 +16,7 @@ from fastavro.schema import parse_schema
 
 import crossrep
 import schemas
-from crossrep.avro import HEADER_BYTES, Codec, single_object_header
+from crossrep.columnar.avro import HEADER_BYTES, Codec, single_object_header
 from crossrep.errors import BadRecord
 
 FOLDERS = [Path(schemas.__file__).parent, Path(crossrep.__file__).parent / "schemas"]

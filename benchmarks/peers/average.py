@@ -15,7 +15,7 @@ _STATE_HEAD = struct.Struct("<qdd")  # count, time, weight; the mean follows as 
 
 
 def folded(state: bytes | None, sample: bytes) -> bytes:
-    """The state with one sample more: crossrep's formula (`crossrep.algebra`), for one row."""
+    """The state with one sample more: crossrep's formula (`crossrep.columnar.algebra`), for one row."""
     vector = np.frombuffer(sample, np.float32, DIM)
     time, weight = _SAMPLE_TAIL.unpack_from(sample, 4 * DIM)
     if state is None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import places
 from crossrep.errors import DataError
 from crossrep.extras import extra
-from crossrep.publication import MANIFEST, WRITER
+from crossrep.files import places
+from crossrep.files.publication import MANIFEST, WRITER
 from models.datasets.base import Dataset, Impressions, runs
 
 COLUMNS = ("sample_id", "user_id", "item_id", "event_time", "scenario", "branch", "label")

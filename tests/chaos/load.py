@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import frames, kafka
-from crossrep.rows import Rows
+from crossrep import kafka
+from crossrep.columnar import frames
+from crossrep.columnar.rows import Rows
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from models.datasets import Dataset

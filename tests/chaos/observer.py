@@ -9,8 +9,8 @@ from collections import defaultdict
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from crossrep import kafka
+from crossrep.columnar.records import RecordLayout
 from crossrep.errors import CrossrepError
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
 
 

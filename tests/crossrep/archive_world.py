@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrep import archive_columns, frames
-from crossrep.aggregates import combine
-from crossrep.archive import About, Archive
-from crossrep.archive_columns import Frame
-from crossrep.rows import Rows
+from crossrep.archive import columns
+from crossrep.archive.columns import Frame
+from crossrep.archive.store import About, Archive
+from crossrep.columnar import frames
+from crossrep.columnar.aggregates import combine
+from crossrep.columnar.rows import Rows
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 
@@ -59,6 +60,6 @@ def put(
                 found[number].append(Frame(decoded, frames.vectors_as_sent(value), offsets[number], hour, None))
                 offsets[number] += 1
         for number, of in found.items():
-            store.put(store.path(entity, number, first, max(offsets.values()), hour), archive_columns.encoded(space, entity, number, of))
+            store.put(store.path(entity, number, first, max(offsets.values()), hour), columns.encoded(space, entity, number, of))
             written += of
     return written

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from crossrep import LocalView, kafka, spaces
-from crossrep import parquet as columns
-from crossrep.aggregates import Aggregates
+from crossrep import LocalView, kafka
+from crossrep.columnar.aggregates import Aggregates
+from crossrep.columnar.records import RecordLayout
+from crossrep.control import spaces
+from crossrep.files import parquet as columns
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
-from crossrep.snapshots import Manifest, Store
+from crossrep.snapshots.store import Manifest, Store
+from crossrep.snapshots.taking import take
 from crossrep.spec import Space
-from crossrep.taking import take
 from crossrep.writer import rows_of
 
 Rows = dict[bytes, bytes]  # key -> record

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from snapshot_world import Changelog
 
 import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep import kafka
 from crossrep.cli import cli
 from tests.cluster import ROOT, SPEC, Load, new_space
+from tests.crossrep.snapshot_world import Changelog
 
 
 def commands(text: str) -> list[list[str]]:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from snapshot_world import Changelog
 
 import crossrep
-from crossrep.promoting import promote
+from crossrep.rollout.promoting import promote
 from tests.cluster import ROOT, new_space
+from tests.crossrep.snapshot_world import Changelog
 
 
 def blocks(text: str) -> list[str]:

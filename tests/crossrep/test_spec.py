@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crossrep.columnar.records import RecordLayout
 from crossrep.errors import SpecError
-from crossrep.records import RecordLayout
 from crossrep.spec import Space, parse_duration
 
 GOOD: dict[str, Any] = tomllib.loads("""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossrep import frames
+from crossrep.columnar import frames
+from crossrep.columnar.records import RecordLayout
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
-from crossrep.training_records import TrainingLayout
+from crossrep.training.records import TrainingLayout
 from tests.vectors import generate, reference
 
 CONTENT: dict[str, Any] = json.loads(generate.VECTORS.read_text("utf-8"))

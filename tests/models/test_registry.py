@@ -108,7 +108,7 @@ def test_a_kill_leaves_nothing_that_anybody_sees(tmp_path: Path, moment: str) ->
     code = f"""
 import os, signal
 from pathlib import Path
-from crossrep.publication import Folders
+from crossrep.files.publication import Folders
 from models.registry import Registry
 before = {moment}
 def die(*args, **more):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from crossrep import kafka
+from crossrep.columnar.records import RecordLayout
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from serve.replica import Place, Replica
 from state.store import Memory, Room

@@ -23,9 +23,9 @@ from safetensors.numpy import load
 from served import NOW, Records, Server
 
 from crossrep import LocalView
-from crossrep.answers import Representations
 from crossrep.cli import main
 from crossrep.spec import Space
+from crossrep.views.answers import Representations
 from streams import broker
 from tests.cluster import Workers, new_space, wait_for
 

@@ -11,10 +11,10 @@ import pytest
 from served import NOW, Records, replica
 
 from crossrep import CrossrepError, LocalView, kafka
-from crossrep.answers import Representations
+from crossrep.columnar.records import RecordLayout
 from crossrep.keys import MISSING, Keys
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
+from crossrep.views.answers import Representations
 from serve.nearest import nearest
 from serve.recent import Recent
 from serve.replica import Replica

@@ -15,8 +15,9 @@ import pytest
 from browser import CHROMIUM, browser
 from served import Server
 
-from crossrep import Changes, CrossrepError, LocalView, frames, kafka
-from crossrep.promoting import promote
+from crossrep import Changes, CrossrepError, LocalView, kafka
+from crossrep.columnar import frames
+from crossrep.rollout.promoting import promote
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from serve.options import Options

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossrep.algebra import NEVER
+from crossrep.columnar.algebra import NEVER
+from crossrep.columnar.records import RecordLayout
+from crossrep.columnar.rows import ColumnRows, Rows
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
-from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Space
 from state import history, progress
 from state.history import Undo

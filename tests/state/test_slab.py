@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crossrep.aggregates import Aggregates
+from crossrep.columnar.aggregates import Aggregates
+from crossrep.columnar.records import RecordLayout
+from crossrep.columnar.rows import ColumnRows, Rows
 from crossrep.errors import BadRecord
 from crossrep.keys import KeyIndex, Keys
-from crossrep.records import RecordLayout
-from crossrep.rows import ColumnRows, Rows
 from crossrep.spec import Space
 from state.slab import Copy, Slab
 from state.store import Memory, Meta, Store, open_store

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Producer, TopicPartition
 
-from crossrep import LocalView, frames, kafka
-from crossrep.aggregates import Aggregates
+from crossrep import LocalView, kafka
+from crossrep.columnar import frames
+from crossrep.columnar.aggregates import Aggregates
+from crossrep.columnar.records import RecordLayout
 from crossrep.keys import KeyIndex, Keys
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from schemas import codec

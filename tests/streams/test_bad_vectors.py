@@ -10,9 +10,9 @@ import pytest
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
-from crossrep import frames
+from crossrep.columnar import frames
+from crossrep.columnar.rows import Rows
 from crossrep.keys import Keys
-from crossrep.rows import Rows
 from crossrep.spec import Space
 from models.upstream import UpstreamModel
 from streams.infer import Infer

@@ -14,8 +14,9 @@ from threading import Barrier
 
 import pytest
 
-from crossrep import binding, kafka, spaces
-from crossrep.binding import Model
+from crossrep import kafka
+from crossrep.control import binding, spaces
+from crossrep.control.binding import Model
 from crossrep.errors import ModelError, StateError
 from crossrep.spec import Space, infer_group
 from models import upstream
@@ -114,7 +115,8 @@ def test_what_a_killed_binder_leaves_open_hides_nothing(bootstrap: str, tmp_path
     (space, _), (other, _) = (new_space(bootstrap, tmp_path, partitions=1) for _ in range(2))
     code = f"""
 import os, signal
-from crossrep import binding, kafka, spaces
+from crossrep import kafka
+from crossrep.control import binding, spaces
 retried = kafka.retried
 def killed_at_commit(call, *more):
     if getattr(call, "__name__", "") == "commit_transaction":

@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 import streams.cli  # noqa: F401  adds the workers' commands
-from crossrep import binding, kafka, spaces
-from crossrep.archive import Archive
-from crossrep.binding import Model
+from crossrep import kafka
+from crossrep.archive.store import Archive
 from crossrep.cli import cli
+from crossrep.control import binding, spaces
+from crossrep.control.binding import Model
 from crossrep.errors import ModelError
 from crossrep.spec import Space
 from models.registry import resolve

@@ -10,7 +10,7 @@ import pytest
 
 import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep import kafka
-from crossrep.spaces import SPACES_TOPIC
+from crossrep.control.spaces import SPACES_TOPIC
 from crossrep.spec import Space, fold_group
 from streams import doctor, doctor_topics, fold, topics
 from streams.cluster_facts import INTERNAL, Behind, Facts, Group, Open, Replicas, Setting, TopicFacts

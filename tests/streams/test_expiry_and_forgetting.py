@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from crossrep import LocalView, frames, kafka
-from crossrep.forget import Forget
+from crossrep import LocalView, kafka
+from crossrep.columnar import frames
+from crossrep.columnar.forget import Forget
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from state import faults
@@ -135,7 +136,7 @@ def test_forgetting_is_exact_under_sigkill(bootstrap: str, workers: Workers, tmp
 
 def test_orders_that_are_wrong_are_dead_letters(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
     space, path = new_space(bootstrap, tmp_path, partitions=2)
-    from crossrep import forget
+    from crossrep.columnar import forget
     from streams.verify import _refused
 
     right = forget.encode(space, Forget("user", b"17"))

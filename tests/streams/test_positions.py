@@ -8,7 +8,8 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from crossrep import groups, kafka
+from crossrep import kafka
+from crossrep.control import groups
 from crossrep.spec import fold_group
 from tests import cluster
 from tests.cluster import Load, Workers, new_space, prove, ready, settled, wait_for

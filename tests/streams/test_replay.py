@@ -18,15 +18,16 @@ from click.testing import CliRunner
 from confluent_kafka import Message
 
 import streams.cli  # noqa: F401  adds the workers' commands
-from crossrep import LocalView, binding, groups, kafka, spaces
-from crossrep.archive import Archive
-from crossrep.archiving import archive
+from crossrep import LocalView, kafka
+from crossrep.archive.archiving import archive
+from crossrep.archive.store import Archive
 from crossrep.cli import cli
-from crossrep.cuts import Cut
-from crossrep.records import RecordLayout
-from crossrep.replay import fold
-from crossrep.replay_archive import of_archive
-from crossrep.snapshots import Store
+from crossrep.columnar.records import RecordLayout
+from crossrep.control import binding, groups, spaces
+from crossrep.control.cuts import Cut
+from crossrep.rollout.replay import fold
+from crossrep.rollout.replay_archive import of_archive
+from crossrep.snapshots.store import Store
 from crossrep.spec import Space
 from schemas import codec
 from streams import topics

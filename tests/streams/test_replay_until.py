@@ -14,10 +14,10 @@ from confluent_kafka import TopicPartition
 import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep import kafka
 from crossrep.cli import cli
+from crossrep.columnar.records import RecordLayout
+from crossrep.control.groups import offsets
 from crossrep.errors import DataError, StateError
-from crossrep.groups import offsets
-from crossrep.records import RecordLayout
-from crossrep.snapshots import Store
+from crossrep.snapshots.store import Store
 from streams import topics
 from tests.cluster import Workers, new_space, prove, settled, wait_for
 from tests.crossrep.snapshot_world import rows

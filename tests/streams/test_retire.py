@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 import streams.cli  # noqa: F401  adds the workers' commands
-from crossrep import CrossrepError, LocalView, SpaceError, kafka, readers, spaces
+from crossrep import CrossrepError, LocalView, SpaceError, kafka
 from crossrep.cli import cli
-from crossrep.promoting import promote
+from crossrep.control import readers, spaces
+from crossrep.rollout.promoting import promote
 from crossrep.spec import Space
 from streams import retire, topics
 from tests.cluster import Load, new_space, wait_for

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from confluent_kafka import TopicPartition
 
-from crossrep import LocalView, kafka, spaces
+from crossrep import LocalView, kafka
+from crossrep.columnar.records import RecordLayout
+from crossrep.control import spaces
 from crossrep.errors import StateError
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from state import history
 from state.history import Undo

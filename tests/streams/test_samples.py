@@ -12,8 +12,8 @@ import numpy as np
 from confluent_kafka import Producer
 
 from crossrep import kafka
-from crossrep.samples import CODEC
 from crossrep.spec import Space
+from crossrep.training.samples import CODEC
 from schemas import codec
 from state import dead_letters, faults
 from tests import cluster

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
-from crossrep import CrossrepError, LocalView, SpaceError, TopicError, kafka, spaces
+from crossrep import CrossrepError, LocalView, SpaceError, TopicError, kafka
 from crossrep.cli import cli
+from crossrep.control import spaces
 from crossrep.spec import Space
 from streams import topics
 from tests.cluster import SPEC, Load, Workers, alter, free_port, new_space, prove, ready, settled, wait_for

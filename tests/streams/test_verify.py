@@ -17,11 +17,12 @@ from click.testing import CliRunner
 from confluent_kafka import TopicPartition
 from rocksdict import Options, Rdict
 
-from crossrep import forget, frames, kafka
+from crossrep import kafka
+from crossrep.columnar import forget, frames
+from crossrep.columnar.forget import Forget
+from crossrep.columnar.records import RecordLayout
 from crossrep.errors import CrossrepError
-from crossrep.forget import Forget
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from streams import crosschecks

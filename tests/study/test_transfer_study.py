@@ -16,12 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 import study.cli  # noqa: F401  adds the studies' commands
-from crossrep import algebra, replay, replay_files
-from crossrep.answers import answer
 from crossrep.cli import cli
+from crossrep.columnar import algebra
+from crossrep.columnar.records import RecordLayout
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
+from crossrep.rollout import replay, replay_files
 from crossrep.spec import Space, parse_duration
+from crossrep.views.answers import answer
 from models.datasets.base import Dataset, select
 from models.datasets.kuairand import ITEM_CATEGORIES, ITEM_NUMBERS, TEST_FROM, USER_CATEGORIES, USER_NUMBERS, load
 from models.train import auc

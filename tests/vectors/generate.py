@@ -17,16 +17,16 @@ import numpy as np
 from fastavro.schema import to_parsing_canonical_form
 from numpy.typing import NDArray
 
-from crossrep import frames
-from crossrep.aggregates import Aggregates, combine
-from crossrep.attach import unknown
-from crossrep.avro import single_object_header
+from crossrep.columnar import frames
+from crossrep.columnar.aggregates import Aggregates, combine
+from crossrep.columnar.avro import single_object_header
+from crossrep.columnar.records import RecordLayout
+from crossrep.columnar.rows import ColumnRows, Known, Rows
 from crossrep.keys import Keys
-from crossrep.records import RecordLayout
-from crossrep.rows import ColumnRows, Known, Rows
-from crossrep.samples import CODEC as SAMPLE
 from crossrep.spec import Space
-from crossrep.training_records import TrainingLayout
+from crossrep.training.attach import unknown
+from crossrep.training.records import TrainingLayout
+from crossrep.training.samples import CODEC as SAMPLE
 from tests.vectors import reference
 
 HERE = Path(__file__).parent
