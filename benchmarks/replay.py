@@ -19,8 +19,7 @@ from crossrep.archive.columns import Frame
 from crossrep.archive.store import About, Archive
 from crossrep.columnar import frames
 from crossrep.columnar.rows import Rows
-from crossrep.rollout import replay as folding
-from crossrep.rollout import replay_archive
+from crossrep.rollout import folding, replay_archive
 from crossrep.snapshots.store import Replayed, Store
 from crossrep.spec import Space
 from crossrep.writer import rows_of

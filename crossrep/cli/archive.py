@@ -183,7 +183,7 @@ def replay(
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from crossrep.rollout import replaying
+    from crossrep.rollout import replay as replaying  # the command has its name
 
     address = kafka.bootstrap_servers(bootstrap)
     space = resolve(into, address) if only_snapshot else spaces.find(into, address).space

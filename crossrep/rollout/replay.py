@@ -1,151 +1,109 @@
-"""Replay: the tables of a space from an archive or from files of samples, by the stream's own fold, without Kafka in between.
-
-Every thread takes tasks from one queue (a partition of an archive, a row group of a file) and folds them into tables of its own; in the end
-those are folded into one. The fold is associative and commutative, so who took what makes no difference but rounding.
-"""
+"""A replay from its beginning to the hand-over. Every step can be repeated: a repeated replay goes on with the snapshot it began with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 
-import numpy as np
-from numpy.typing import NDArray
-
-from crossrep.columnar.aggregates import Aggregates
-from crossrep.columnar.algebra import NEVER
-from crossrep.columnar.records import RecordLayout
-from crossrep.columnar.rows import Rows
-from crossrep.control.binding import Model
-from crossrep.files import parquet
-from crossrep.files.dated import header
-from crossrep.keys import KeyIndex, Keys
-from crossrep.snapshots import taking
-from crossrep.snapshots.store import Manifest, Part, Replayed, Store
+from crossrep import kafka
+from crossrep.archive.earlier import earlier
+from crossrep.archive.store import Archive
+from crossrep.control.cuts import Cut
+from crossrep.control.groups import Offsets
+from crossrep.errors import DataError, StateError
+from crossrep.rollout import folding, handover, replay_archive, replay_files, seeding
+from crossrep.snapshots.store import Manifest, Replayed, Store
 from crossrep.spec import Space
 
-Task = Callable[[], Iterator[tuple[Rows, float]]]  # rows; keys whose newest event is older than that begin anew, NEVER: none do
-Progressed = Callable[[int], None]  # rows further
+FOLD, SEED = "folding", "writing"
+
+Progressed = Callable[[str, int, int], None]  # step, rows further, of so many
 
 
 @dataclass(frozen=True)
-class Source:
-    """What there is to do, and how many rows it gives at most."""
-
-    tasks: list[Task]
-    rows: int
-    model: Model | None = None  # that made the vectors; None: nothing says so
-
-
-_SLOTS = 1 << 14  # of an empty table
+class Done:
+    manifest: Manifest
+    rows: int  # folded now; 0: the snapshot was there already
+    seconds: float  # of folding
+    seeded: int  # rows written to the space now
+    handed_over: Offsets
 
 
-class Table:
-    """All keys of one entity and their state. Not thread-safe."""
+def replay(
+    source: str,
+    space: Space,
+    bootstrap: str,
+    archive_url: str | None = None,
+    snapshots_url: str | None = None,
+    threads: int = 2,
+    seed: bool = True,
+    hand_over: bool = True,
+    accept_gap: bool = False,
+    until: float | None = None,
+    progressed: Progressed = lambda step, rows, total: None,
+) -> Done:
+    """Build a snapshot of the space, write it into the space, and let the space's inference workers go on behind it.
 
-    def __init__(self, space: Space, entity: str):
-        self.layout = RecordLayout(space, entity)
-        self.index, self.state = KeyIndex(_SLOTS), Aggregates(self.layout, _SLOTS)
-        self.folded = 0  # rows
-
-    def fold(self, rows: Rows, expired_before: float = NEVER) -> None:
-        """Args: expired_before: keys whose newest event is older (seconds since 1970) begin anew, as in a fold worker."""
-        slots, missing = self.index.look_up(rows.keys)
-        if missing:
-            room = self.index.capacity
-            while room < self.index.size + missing:
-                room *= 2
-            if room > self.index.capacity:
-                self.index.grow(room)
-                self.state.grow(room)
-            self.index.insert(rows.keys, slots)
-        if expired_before > NEVER:
-            self.state.clear(slots[self.state.event_time[slots] < expired_before])
-        self.state.fold(slots, rows)
-        self.folded += len(rows)
-
-    def rows(self) -> Iterator[Rows]:
-        """One a key, in runs: what folds to the same state."""
-        slots = self.index.slots()
-        for first in range(0, len(slots), parquet.ROWS):
-            chosen = slots[first : first + parquet.ROWS]
-            columns = {name: column.rows(chosen) for name, column in self.state.columns.items()}
-            yield Rows(self.layout.entity, self.index.keys(chosen), self.state.event_time[chosen], self.state.count[chosen], columns)
-
-
-def fold(space: Space, tasks: Sequence[Task], threads: int, progressed: Progressed = lambda rows: None) -> dict[str, Table]:
-    """By entity, the table of all rows of all tasks. Memory: the keys of every thread's tasks.
+    Args:
+        source: the name of an archived space; or Parquet files of samples, if it holds a "/" or "*" or ends in ".parquet".
+        accept_gap: replay an archive that lacks frames.
+        until: only frames that were appended before, by the brokers' clock, seconds since 1970.
 
     Raises:
-        whatever a task raises.
+        SpaceError, DataError, StateError: source and space do not fit, or the space is in use already. Says what to do.
+        CrossrepError: the cluster does not answer. Repeating is safe.
     """
-    queue: SimpleQueue[Task] = SimpleQueue()
-    for task in tasks:
-        queue.put(task)
-
-    def work() -> dict[str, Table]:
-        tables = {entity: Table(space, entity) for entity in space.entities}
-        try:
-            while True:
-                for rows, expired_before in queue.get_nowait()():
-                    tables[rows.entity].fold(rows, expired_before)
-                    progressed(len(rows))
-        except Empty:
-            return tables
-        except BaseException:
-            while not queue.empty():  # the others need not finish what fails
-                queue.get()
-            raise
-
-    with ThreadPoolExecutor(threads, "replay") as pool:
-        mine, *others = [future.result() for future in [pool.submit(work) for _ in range(threads)]]
-    while others:
-        for entity, table in others.pop().items():
-            folded = mine[entity].folded + table.folded
-            for rows in table.rows():
-                mine[entity].fold(rows)
-            mine[entity].folded = folded
-    return mine
-
-
-def publish(store: Store, space: Space, tables: dict[str, Table], replayed: Replayed, model: Model | None = None) -> Manifest:
-    """Write the tables as a snapshot of the space. Keys that have expired by their partition's newest event are left out.
-
-    Raises:
-        DataError: nothing can be written there.
-    """
-    places = {entity: _by_partition(space, table) for entity, table in tables.items()}
-    newest = [
-        max(float(tables[entity].state.event_time[slots[number]].max(initial=NEVER)) for entity, slots in places.items())
-        for number in range(space.partitions)
-    ]
-    with store.begun() as id:
-        parts: dict[str, list[Part]] = {}
-        times: dict[str, float | None] = {}
-        for entity, table in tables.items():
-            expire_after, parts[entity] = space.entities[entity].expire_after, []
-            for number, slots in enumerate(places[entity]):
-                if expire_after is not None:
-                    slots = slots[table.state.event_time[slots] >= newest[number] - expire_after]
-                offsets = {"first_offset": 0, "end_offset": 0, "source_offset": -1}
-                parts[entity].append(taking.write_part(store, id, table.layout, number, _runs(table, slots), **offsets))
-            newest_of_all = float(table.state.event_time.max(initial=NEVER))
-            times[entity] = newest_of_all if newest_of_all > NEVER else None
-        manifest = Manifest(**header(space, id), stream_times=times, parts=parts, model=model, replayed=replayed)
-        store.publish(manifest)
-    return manifest
+    store = Store(snapshots_url, space.name)
+    files = "/" in source or "*" in source or source.endswith(".parquet")
+    archive = None if files else Archive(archive_url, source)
+    if until is not None and archive is None:
+        raise DataError(f"files of samples do not say when they were written: {source} cannot be replayed until a time")
+    begun = _begun(store, space, bootstrap) if seed else None
+    cut = _cut(archive, begun, until) if archive is not None else None
+    to: Offsets = {}
+    if hand_over and archive is not None:
+        if cut is None:
+            raise DataError(f"the archive of space {source!r} has no cut yet. Make one: crossrep archive {source}. Or: --no-hand-over")
+        to = handover.offsets(cut, archive.declared(), space, bootstrap)
+    rows, seconds, manifest = 0, 0.0, begun
+    if manifest is None:
+        work = replay_archive.of_archive(archive, space, cut, accept_gap) if archive else replay_files.of_files(source, space)
+        began = time.monotonic()
+        tables = folding.fold(space, work.tasks, threads, lambda rows: progressed(FOLD, rows, work.rows))
+        seconds = max(time.monotonic() - began, 1e-9)
+        rows = sum(table.folded for table in tables.values())
+        manifest = folding.publish(
+            store, space, tables, Replayed(source=archive.root if archive else source, cut=cut, until=until), work.model
+        )
+    total = manifest.rows
+    seeded = seeding.seed(store, manifest, space, bootstrap, progressed=lambda rows: progressed(SEED, rows, total)) if seed else 0
+    handover.hand_over(space, to, bootstrap)
+    return Done(manifest, rows, seconds, seeded, to)
 
 
-def _by_partition(space: Space, table: Table) -> list[NDArray[np.int32]]:
-    slots = table.index.slots()
-    partitions = table.index.keys(slots).partitions(space.partitions)
-    order = np.argsort(partitions, kind="stable")
-    return np.split(slots[order], np.cumsum(np.bincount(partitions, minlength=space.partitions))[:-1])
+def _cut(archive: Archive, begun: Manifest | None, until: float | None) -> Cut | None:
+    """Up to where the archive is replayed: the cut that an earlier run began with, the newest, or the part of that from before a time."""
+    if begun is not None and begun.replayed is not None:
+        if begun.replayed.until != until:
+            raise StateError(
+                f"an earlier replay into space {begun.space!r} was until another time. Repeat that one, or replay into a new space"
+            )
+        return begun.replayed.cut
+    newest = archive.cut()
+    if until is None:
+        return newest
+    if newest is None:
+        raise DataError(f"the archive of space {archive.space!r} has no cut yet. Make one: crossrep archive {archive.space}")
+    return earlier(archive, newest, until)
 
 
-def _runs(table: Table, slots: NDArray[np.int32]) -> Iterator[tuple[Keys, NDArray[np.void]]]:
-    for first in range(0, len(slots), parquet.ROWS):
-        chosen = slots[first : first + parquet.ROWS]
-        yield table.index.keys(chosen), table.state.records(chosen)
+def _begun(store: Store, space: Space, bootstrap: str) -> Manifest | None:
+    """The snapshot that an earlier, perhaps interrupted replay has begun to write into the space."""
+    client = kafka.consumer(bootstrap, seeding.import_group(space))
+    try:
+        marker = seeding.marker(client, space)
+    finally:
+        client.close()
+    found = store.manifest(marker.snapshot) if marker is not None else None
+    return found if found is not None and found.replayed is not None else None
