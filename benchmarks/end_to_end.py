@@ -20,9 +20,9 @@ from crossrep.errors import CrossrepError
 from crossrep.spec import Space, fold_group, infer_group
 from crossrep.views.view import LocalView
 from models.datasets import Dataset
-from streams import freshness
-from streams.publish import publish_events, publish_features
-from streams.verify import unfolded
+from streams.demo import freshness
+from streams.demo.publish import publish_events, publish_features
+from streams.proof.verify import unfolded
 
 
 def echo(space: Space, bootstrap: str, messages: int = 200) -> list[float]:

@@ -18,7 +18,7 @@ from crossrep.errors import CrossrepError
 from crossrep.spec import infer_group
 from models import upstream
 from models.datasets import Dataset, simulator
-from streams.publish import publish_events, publish_features
+from streams.demo.publish import publish_events, publish_features
 
 FIELDS = (30, 11)  # of a user and of an item, as many as KuaiRand has
 

@@ -38,8 +38,9 @@ from crossrep.keys import Keys
 from crossrep.spec import Space, fold_group
 from crossrep.views.view import LocalView
 from streams import broker
-from streams.fold import FoldOptions
-from streams.memory import memory_bound
+from streams.broker import server
+from streams.stateful.fold_options import FoldOptions
+from streams.stateful.memory import memory_bound
 
 MIB = 1 << 20
 LEAD = 1500  # frames that the feeder is ahead of the worker's progress: seconds of work, 100 MB
@@ -119,7 +120,7 @@ def feed(space: Space, bootstrap: str, load: Load, stop: Event, sent: Any, starv
 @contextmanager
 def spry_broker(folder: Path) -> Iterator[str]:
     """A broker that deletes at once what it may delete; gone afterwards, with its data."""
-    broker.SETTINGS.update(SPRY)
+    server.SETTINGS.update(SPRY)
     try:
         yield broker.up(folder).bootstrap
     finally:

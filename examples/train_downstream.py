@@ -31,7 +31,7 @@ from crossrep.torch import RepresentationLookup
 from models.datasets import Dataset, Impressions, kuairand, simulator
 from models.datasets.base import select
 from models.train import auc
-from streams import publish
+from streams.demo import publish
 
 CHUNK = 500  # impressions, scored and then published together
 BATCH = 50  # impressions a step of the optimiser

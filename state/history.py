@@ -2,7 +2,7 @@
 
 From time to time a partition declares where it stands a *rewind point*. The first flush that changes a key after that writes the key's
 former record to `history.<space>`, in the same transaction as the new one. Going back to a point is then: of every key that changed
-since, take the first former record written at or after the point (`streams/rewind.py`).
+since, take the first former record written at or after the point (`streams/operations/rewind.py`).
 A hot key costs one record a point, not one a flush.
 """
 

@@ -1,1 +1,1 @@
-"""Streaming side of crossrep: brokers, replay and feature computation over event streams."""
+"""The workers (infer, frame, fold, samples), their topics and broker, publishing, the proof, operations, the demo."""

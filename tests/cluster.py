@@ -23,7 +23,7 @@ from crossrep.spec import Space
 from crossrep.writer import rows_of
 from streams import topics
 from streams.broker import free_port as free_port
-from streams.verify import Verdict, unfolded, verify
+from streams.proof.verify import Verdict, unfolded, verify
 
 ROOT = Path(__file__).parent.parent
 _names = itertools.count()

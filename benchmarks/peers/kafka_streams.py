@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks.common import console
 from crossrep import kafka
 from crossrep.errors import CrossrepError
-from streams import kafka_jars
-from streams.kafka_jars import KAFKA_VERSION
+from streams.broker import jars
+from streams.broker.jars import KAFKA_VERSION
 
 JARS = f"org.apache.kafka:kafka-streams:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 COMPILER = "org.eclipse.jdt:ecj:3.43.0"
@@ -73,7 +73,7 @@ SETUPS = {
 
 def prepare() -> list[str]:
     """Fetch and compile what is not there yet; returns the Java command up to the class's name."""
-    return kafka_jars.java([_compiled(), *_jars(JARS)])
+    return jars.java([_compiled(), *_jars(JARS)])
 
 
 def command(name: str, bootstrap: str, topic: str, application: str, rows: int, folder: Path) -> list[str]:
@@ -96,7 +96,7 @@ def _compiled() -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, console.status("compiling the Kafka Streams program"):
-        java = kafka_jars.java(_jars(COMPILER))
+        java = jars.java(_jars(COMPILER))
         classpath = os.pathsep.join(map(str, _jars(JARS)))
         compiler = [*java, "org.eclipse.jdt.internal.compiler.batch.Main", "-source", "21", "-target", "21", "-nowarn"]
         done = subprocess.run(
@@ -110,9 +110,9 @@ def _compiled() -> Path:
 
 def _jars(coordinates: str) -> list[Path]:
     """The jars of these artifacts and of all they need, fetched where they are not in the Maven cache."""
-    jgo = kafka_jars.need("jgo")
-    # jgo writes into the user's Maven cache in place, so two callers must not fetch at once: the lock of `streams.kafka_jars`.
-    with kafka_jars.locked(Path(tempfile.gettempdir()) / f"crossrep-jars-{os.getuid()}.lock"):
+    jgo = jars.need("jgo")
+    # jgo writes into the user's Maven cache in place, so two callers must not fetch at once: the lock of `streams.broker.jars`.
+    with jars.locked(Path(tempfile.gettempdir()) / f"crossrep-jars-{os.getuid()}.lock"):
         paths = []
         for artifact in jgo.resolve(coordinates):
             if not zipfile.is_zipfile(artifact.cached_path):  # missing, or cut short

@@ -1,4 +1,4 @@
-"""The `crossrep` command: what readers need is here; the workers' and the replica's commands join in where their code is (`streams/cli.py`,
+"""The `crossrep` command: what readers need is here; the workers' and the replica's commands join in where their code is (`streams/cli/`,
 `serve/cli.py`, `study/cli.py`)."""
 
 from crossrep.cli import analysts, archive, samples, spaces  # noqa: F401  each adds its commands to those of app.py, in this order

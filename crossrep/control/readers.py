@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -132,7 +132,7 @@ def readers(bootstrap: str, space: str | None = None) -> list[Reader]:
     return found
 
 
-def present(bootstrap: str, space: str, watch: float = WATCH, looked: Callable[[], object] = lambda: None) -> list[Reader]:
+def present(bootstrap: str, space: str, watch: float = WATCH) -> list[Reader]:
     """The readers of a space that commit while this watches: no clock need agree with another.
 
     Takes `watch` seconds at most: less if there is none, or all that there might be have been seen.
@@ -145,7 +145,6 @@ def present(bootstrap: str, space: str, watch: float = WATCH, looked: Callable[[
     pending, deadline = set(before), time.monotonic() + watch
     while pending and time.monotonic() < deadline:
         time.sleep(0.5)
-        looked()
         now = {reader.group: reader for reader in readers(bootstrap, space)}
         seen |= {group: reader for group, reader in now.items() if reader.at != before.get(group)}
         pending = before.keys() & now.keys() - seen.keys()

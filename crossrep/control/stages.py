@@ -127,7 +127,7 @@ def falls_behind(space: Space, bootstrap: str, within: float) -> list[str]:
 def members(admin: AdminClient, group: str) -> tuple[str, ...]:
     """The names of a group's members; raises KafkaException."""
     (described,) = admin.describe_consumer_groups([group], request_timeout=kafka.REQUEST_TIMEOUT).values()
-    return tuple(sorted(member.group_instance_id or member.client_id for member in _unless_unknown(described, "members")))
+    return tuple(sorted(member.group_instance_id or member.client_id for member in unless_unknown(described, "members")))
 
 
 def latest(admin: AdminClient, places: Collection[Place]) -> Offsets:
@@ -146,10 +146,10 @@ def latest(admin: AdminClient, places: Collection[Place]) -> Offsets:
 def _committed(admin: AdminClient, stage: Stage) -> Offsets:
     asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(stage.group)], request_timeout=kafka.REQUEST_TIMEOUT)
     (listed,) = asked.values()
-    return positions(stage, list(_unless_unknown(listed, "topic_partitions")))
+    return positions(stage, list(unless_unknown(listed, "topic_partitions")))
 
 
-def _unless_unknown(answer: Any, field: str) -> Any:
+def unless_unknown(answer: Any, field: str) -> Any:
     """Of an answer, or nothing where the group does not exist: some brokers say so by an error."""
     try:
         return getattr(answer.result(), field)

@@ -11,7 +11,7 @@ from confluent_kafka import TopicPartition
 from crossrep import LocalView, kafka
 from crossrep.errors import CrossrepError
 from schemas import codec
-from streams.verify import verify
+from streams.proof.verify import verify
 from tests import cluster
 from tests.chaos.load import Place
 from tests.chaos.world import PATIENCE, Stuck, World, until

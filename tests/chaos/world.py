@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossrep import LocalView
-from streams import broker, publish
+from streams import broker
+from streams.demo import publish
 from tests import cluster
 from tests.chaos.load import Load
 from tests.chaos.observer import Observer

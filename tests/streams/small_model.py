@@ -18,7 +18,7 @@ from crossrep import kafka
 from crossrep.spec import Space
 from models.datasets import Dataset, kuairand, simulator
 from models.datasets.base import only, select
-from streams import publish
+from streams.demo import publish
 from tests import cluster
 from tests.cluster import Workers
 

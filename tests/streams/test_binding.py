@@ -22,7 +22,7 @@ from crossrep.spec import Space, infer_group
 from models import upstream
 from models.registry import Registry, resolve
 from models.upstream import Identity
-from streams.infer import check_model
+from streams.inference.infer import check_model
 from tests.cluster import ROOT, Workers, free_port, new_space, prove, ready, settled, wait_for
 from tests.streams.small_model import SPEC, Feed, inferred, is_stopped, small_dataset, small_model
 

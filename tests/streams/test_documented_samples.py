@@ -18,7 +18,7 @@ from crossrep.control.stages import standings
 from crossrep.training.sets import TrainingSets
 from tests.cluster import ROOT, Workers, free_port, new_space, wait_for
 from tests.streams.small_model import SPEC, consumed, inferred, small_model
-from tests.streams.test_samples import written
+from tests.streams.stateful.test_samples import written
 
 SMALL = ["--events", "3000", "--users", "100", "--items", "50"]  # over two weeks: all but the last half hour's windows are over
 

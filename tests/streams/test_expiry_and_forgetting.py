@@ -18,7 +18,7 @@ from crossrep.columnar.forget import Forget
 from crossrep.spec import Space
 from crossrep.writer import rows_of
 from state import faults
-from streams import erasure
+from streams.operations import erasure
 from tests import cluster
 from tests.cluster import ROOT, SPEC, Workers, new_space, prove, settled, wait_for
 
@@ -137,7 +137,7 @@ def test_forgetting_is_exact_under_sigkill(bootstrap: str, workers: Workers, tmp
 def test_orders_that_are_wrong_are_dead_letters(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
     space, path = new_space(bootstrap, tmp_path, partitions=2)
     from crossrep.columnar import forget
-    from streams.verify import _refused
+    from streams.proof.verify import _refused
 
     right = forget.encode(space, Forget("user", b"17"))
     home = forget.partition_of(space, b"17")

@@ -28,7 +28,8 @@ from crossrep.keys import Keys
 from crossrep.snapshots.store import Manifest, Store
 from crossrep.spec import Space
 from crossrep.views.table import RecordTable
-from streams import readout, topics
+from streams import topics
+from streams.proof import readout
 from tests.cluster import ROOT, SPEC, Load, Workers, free_port, new_space, ready, settled, wait_for
 from tests.crossrep.snapshot_world import Changelog, replayed, rows, seen, snapshot, some_rows
 

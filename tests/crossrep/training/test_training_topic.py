@@ -29,7 +29,7 @@ from crossrep.training.records import TrainingLayout
 from crossrep.training.samples import CODEC
 from crossrep.training.sets import names_of
 from crossrep.training.topic import publish
-from streams import retire
+from streams.operations import retire
 from tests.cluster import ROOT, SPEC, alter, wait_for
 from tests.crossrep.training.training_world import HOUR, World, made_world
 
