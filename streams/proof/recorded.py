@@ -1,4 +1,4 @@
-"""The recorded frames and orders, read with plain fastavro: nothing of the system's own decoding."""
+"""The recorded frames and orders, decoded by plain fastavro and not by what the workers use."""
 
 from __future__ import annotations
 
