@@ -35,7 +35,6 @@ with extra("analytics"):
     import pyarrow.parquet as pq
 
 FILE_ROWS = 1 << 20  # a file, at most
-REPEATED = ["user_id", "item_id", "scenario", "branch"]
 
 
 class File(BaseModel):

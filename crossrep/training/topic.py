@@ -63,7 +63,7 @@ def publish(
 ) -> Added:
     """Publish the samples that came since the last run. Killed at any moment and repeated, no sample is missing or there twice.
 
-    Memory: as of `training_sets.make`, for the samples since the last run; and each run reads the whole archive, if there are any.
+    Memory: as of `sets.make`, for the samples since the last run; and each run reads the whole archive, if there are any.
 
     Args:
         delay: seconds before the impression from which on nothing is known.
