@@ -18,7 +18,8 @@ from crossrep.archive.store import Archive
 from crossrep.columnar.algebra import NEVER, decay, fold_decayed, fold_entity, fold_latest
 from crossrep.columnar.rows import ColumnRows, Known, Rows
 from crossrep.control.cuts import Cut
-from crossrep.keys import MISSING, KeyIndex, Keys, _jit
+from crossrep.kernels import jit
+from crossrep.keys import MISSING, KeyIndex, Keys
 from crossrep.spec import Column, Entity
 
 MEMORY = 1 << 30  # bytes of rows held at a time
@@ -205,7 +206,7 @@ def column_at(column: Column, rows: ColumnRows, begins: NDArray[np.int64], ends:
     return ColumnRows(vectors, weights, times, times > NEVER)
 
 
-@_jit
+@jit
 def spans(starts, times, counts, slots, before, at, expire_after, begins, ends):  # type: ignore[no-untyped-def]
     """For each moment: the rows [begin, end) of its key that count. Returns how many moments have a combined row next."""
     slot, i, begin, newest, blurred = -1, 0, 0, -np.inf, 0
@@ -228,7 +229,7 @@ def spans(starts, times, counts, slots, before, at, expire_after, begins, ends):
 # In these, state is one slot. Moments of one key and life share `begin`, so that a new one says where to begin anew.
 
 
-@_jit
+@jit
 def _sweep_entity(begins, ends, counts, times, out_count, out_time):  # type: ignore[no-untyped-def]
     count, newest, slot = np.zeros(1, np.int64), np.full(1, -np.inf), np.zeros(len(times), np.int32)
     begin = i = -1
@@ -241,7 +242,7 @@ def _sweep_entity(begins, ends, counts, times, out_count, out_time):  # type: ig
         out_count[q], out_time[q] = count[0], newest[0]
 
 
-@_jit
+@jit
 def _sweep_decayed(begins, ends, vectors, weights, times, present, half_life, out_mean, out_weight, out_time):  # type: ignore[no-untyped-def]
     dim, slot = vectors.shape[1], np.zeros(len(times), np.int32)
     mean, weight, newest = np.zeros((1, dim)), np.zeros(1), np.full(1, -np.inf)
@@ -256,7 +257,7 @@ def _sweep_decayed(begins, ends, vectors, weights, times, present, half_life, ou
         out_mean[q], out_weight[q], out_time[q] = mean[0], weight[0], newest[0]
 
 
-@_jit
+@jit
 def _sweep_latest(begins, ends, vectors, times, present, out_vector, out_time):  # type: ignore[no-untyped-def]
     slot = np.zeros(len(times), np.int32)
     vector, newest = np.zeros((1, vectors.shape[1]), np.float32), np.full(1, -np.inf)
