@@ -1,4 +1,4 @@
-# Two commands on a machine with Python 3.11 or newer: make demo, make test.
+# On a machine with Python 3.11 or newer and nothing else: make demo, make test. The others measure, or break things.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -16,7 +16,7 @@ from crossrep.archive.store import Archive
 from crossrep.control.cuts import Cut
 from crossrep.keys import Keys
 from crossrep.spec import Space
-from crossrep.training.attach import Moments, Used, attach, unknown
+from crossrep.training.sweep import Moments, Used, attach, unknown
 
 
 def answer(archive: Archive, space: Space, moments: Moments, memory: int) -> tuple[float, Used]:

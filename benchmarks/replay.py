@@ -19,7 +19,7 @@ from crossrep.archive.columns import Frame
 from crossrep.archive.store import About, Archive
 from crossrep.columnar import frames
 from crossrep.columnar.rows import Rows
-from crossrep.rollout import folding, replay_archive
+from crossrep.rollout import replay_archive, replay_tables
 from crossrep.snapshots.store import Replayed, Store
 from crossrep.spec import Space
 from crossrep.writer import rows_of
@@ -76,11 +76,11 @@ def replay(store: Archive, space: Space, threads: int) -> tuple[float, float]:
     """Seconds to fold, and seconds to write the snapshot."""
     source = replay_archive.of_archive(store, space, None)
     began = time.perf_counter()
-    tables = folding.fold(space, source.tasks, threads)
+    tables = replay_tables.fold(space, source.tasks, threads)
     folded = time.perf_counter() - began
     assert int(tables["user"].state.count.sum()) == source.rows
     with tempfile.TemporaryDirectory() as folder:
-        folding.publish(Store(folder, space.name), space, tables, Replayed(source=store.root, cut=None))
+        replay_tables.publish(Store(folder, space.name), space, tables, Replayed(source=store.root, cut=None))
     return folded, time.perf_counter() - began - folded
 
 

@@ -1,1 +1,1 @@
-"""Upstream models, their features and their training. Only `models/` and the inference pool know torch."""
+"""Upstream models, their features and their training."""

@@ -62,7 +62,7 @@ def dataset(source: str, folder: Path | None, simulated: dict[str, int]) -> Data
 @click.option("--resume", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Train daily: where the state is kept.")
 @click.option("--samples", metavar="PATH", help="Learn from these samples (Parquet) instead of SOURCE's log; features stay SOURCE's.")
 @click.option("--shared-branch", is_flag=True, help="One branch for ads and content, instead of one each.")
-@click.option("--task", "tasks", multiple=True, metavar="LABEL", help="Foretell it besides the click: long_view, is_like ... Repeatable.")
+@click.option("--task", "tasks", multiple=True, metavar="LABEL", help="Predict it besides the click: long_view, is_like ... Repeatable.")
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Once: at most so many passes.")
 @click.option(
     "--patience", type=click.IntRange(1), help="Once: end after so many passes without a better AUC on later days; keep the best."

@@ -165,7 +165,7 @@ def evaluate(
 
     Args:
         since, until: of which impressions, seconds since 1970; default: from `test_from` on.
-        task: what `score` foretells, a click or one of the data set's labels.
+        task: what `score` predicts, a click or one of the data set's labels.
     """
     since = dataset.test_from if since is None else since
     users = fields.encode_columns("user", dataset.user_ids, dataset.user_features)

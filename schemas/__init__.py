@@ -8,5 +8,5 @@ from crossrep.columnar.avro import Codec
 
 @cache
 def codec(name: str) -> Codec:
-    """The codec of one schema, all versions: impression, click, user_features, item_features, inference or dead_letter."""
+    """The codec of one schema, all versions: impression, click, user_features, item_features, inference, dead_letter or undo."""
     return Codec.load(Path(__file__).parent, name)

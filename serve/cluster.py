@@ -12,7 +12,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaE
 from confluent_kafka.admin import OffsetSpec
 
 from crossrep import kafka
-from crossrep.control.stages import Offsets, Place, lag, positions, stages
+from crossrep.control.workers import Offsets, Place, lag, positions, stages
 from crossrep.spec import Space
 
 LIMIT = 2.0  # seconds for one question

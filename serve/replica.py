@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from dataclasses import dataclass, replace
@@ -22,8 +21,6 @@ from crossrep.views.follow import CLOSE_TIMEOUT, Follower
 from serve.recent import Held, Recent
 from serve.shredding import Shredder
 from state.store import TOMBSTONES_KEPT, Memory, Meta, Room, Store, open_store
-
-log = logging.getLogger(__name__)
 
 CHUNK = 1000  # records written at a time: RocksDB keeps the interpreter's lock meanwhile, 0.6 µs a record
 WARMED = 10_000  # records read at a time into an empty memory

@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
-from crossrep.control.stages import lag
+from crossrep.control.workers import lag
 from crossrep.spec import Space
 from serve.answers import lag as replica_lag
 from serve.cluster import Cluster, Freshness, Look, Member, Rates

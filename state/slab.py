@@ -26,7 +26,8 @@ from crossrep.columnar.aggregates import Aggregates
 from crossrep.columnar.algebra import NEVER
 from crossrep.columnar.records import RecordLayout
 from crossrep.columnar.rows import Rows
-from crossrep.keys import MISSING, KeyIndex, Keys, _jit
+from crossrep.kernels import jit
+from crossrep.keys import MISSING, KeyIndex, Keys
 from state.writes import Writes
 
 Read = Callable[[list[bytes]], list[bytes | None]]  # keys -> records, None where the store has none
@@ -240,7 +241,7 @@ class Slab:
         self._written = np.append(self._written, np.full(more, -1, np.int64))
 
 
-@_jit
+@jit
 def _mark(dirty, used, slots, frame):  # type: ignore[no-untyped-def]
     """Take note that the frame of this number has touched these slots."""
     for i in range(len(slots)):

@@ -29,7 +29,7 @@ Arms = dict[str, list[Run]]  # the runs of an arm by seed
 
 
 def write(runs: list[Run], folder: Path) -> list[Path]:
-    """tables.md, quality.svg and cosines.svg in `folder`."""
+    """tables.md, differences.svg and cosines.svg in `folder`."""
     arms: Arms = {}
     for run in sorted(runs, key=lambda run: int(run["seed"])):
         arms.setdefault(run["arm"], []).append(run)

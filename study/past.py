@@ -1,5 +1,5 @@
 """What was known of a user or item at each impression: earlier impressions alone, folded by the stream's kernels
-(`crossrep.training.attach`).
+(`crossrep.training.sweep`).
 
 A click has its impression's time and vectors, so the two events are one row here whose weight is the sum of theirs: that is what the
 stream's combiner makes of them. Rows are strictly earlier than the moment that is asked about; equal times are not.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from crossrep.columnar.algebra import decay
 from crossrep.columnar.rows import ColumnRows
 from crossrep.spec import Column, parse_duration
-from crossrep.training.attach import column_at, spans
+from crossrep.training.sweep import column_at, spans
 
 FOR_EVER = "52000w"  # the longest half-life there is: a plain mean
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from crossrep.spec import Space
 from tests import cluster
 
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -29,6 +30,12 @@ def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield running.bootstrap
     del os.environ["KAFKA_BOOTSTRAP"]
     broker.down(folder, kill=True)
+
+
+@pytest.fixture
+def space(bootstrap: str, tmp_path: Path) -> Space:
+    """A published space of cluster.SPEC, with topics of its own."""
+    return cluster.new_space(bootstrap, tmp_path)[0]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from crossrep.control.spaces import Published
 from crossrep.errors import BadFrame, DataError, SpaceError, TopicError
 from crossrep.files.dated import new_id
 from crossrep.spec import Space
-from crossrep.views import follow
+from crossrep.views.probe import describe
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _begin(store: Archive, published: Published, bootstrap: str) -> None:
     space = published.space
     if published.rewinding:
         raise SpaceError(f"space {space.name!r} is being rewound. Finish it first: crossrep rewind {space.name} {published.rewinding}")
-    topic_id = str(follow.describe(space.frames_topic, bootstrap).topic_id)
+    topic_id = str(describe(space.frames_topic, bootstrap).topic_id)
     about, new = store.about(), About(space=space.name, spec_hash=space.hash.hex(), spec=space.toml_dict, topic_id=topic_id)
     if about is None:
         store.begin(new)

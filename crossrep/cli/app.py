@@ -40,12 +40,12 @@ The flow, and the commands in the order you meet them:
   crossrep samples SPACE                 impressions and clicks → labelled samples
   crossrep training-set SPACE            samples, with what was known before each, as Parquet
   crossrep leaks SPACE                   does a training set know the future?
-  crossrep space promote SPACE           readers of `current` go over to it; space list, compare, retire
+  crossrep space promote SPACE           readers of `current` switch to it; space list, compare, retire
   crossrep verify SPACE                  proof: state against all recorded frames, also while they flow
   crossrep doctor SPACE                  production settings, and what mends them
   crossrep forget user 17 --space SPACE  erase a key, in the stream's order
   crossrep rewind SPACE --ago 3h         take back what a bad model has written
-  crossrep study gca DIR --out FOLDER    what a method is worth on real data
+  crossrep study transfer DIR --out OUT  what representations are worth on real data; also: upstreams, retrieval, gca
 `make demo` runs all of it. Every command explains itself with --help."""
 
 
@@ -141,7 +141,7 @@ def _time(seconds: float) -> str:
 
 def main() -> None:
     """The console script's entry."""
-    for package in ("streams", "serve", "study"):
+    for package in ("models", "streams", "serve", "study"):
         if importlib.util.find_spec(package) is not None:
             importlib.import_module(f"{package}.cli")  # adds its commands; absent where only the readers' package is installed
     try:

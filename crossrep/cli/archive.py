@@ -12,8 +12,8 @@ import click
 from rich.table import Table
 
 from crossrep import kafka
-from crossrep.cli.analysts import bound_to, place_option
 from crossrep.cli.app import bootstrap_option, cli, console, resolve
+from crossrep.cli.snapshots import bound_to, place_option
 from crossrep.control import spaces
 from crossrep.spec import parse_duration
 

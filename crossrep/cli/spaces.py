@@ -13,9 +13,9 @@ from rich.table import Table
 
 from crossrep import kafka
 from crossrep.cli.app import bootstrap_option, cli, console
-from crossrep.control import readers, spaces, stages
+from crossrep.control import readers, spaces, workers
 from crossrep.control.spaces import Published
-from crossrep.control.stages import Standing
+from crossrep.control.workers import Standing
 from crossrep.errors import CrossrepError
 from crossrep.rollout import comparing, promoting
 from crossrep.rollout.comparing import EntityPair, Side, Weights
@@ -56,16 +56,16 @@ def list_spaces(bootstrap: str | None) -> None:
         called = ", ".join(alias.name for alias in known.values() if alias.space == name)
         try:
             found = spaces.decode(name, published[name])
-            standing = [each for each in stages.standings(found.space, address).values() if each.used]
+            standing = [each for each in workers.standings(found.space, address).values() if each.used]
         except CrossrepError as error:
             table.add_row(name, called, "", str(error))
             continue
-        workers = ", ".join(f"{len(each.members)} {each.role}" for each in standing) or "never any"
+        working = ", ".join(f"{len(each.members)} {each.role}" for each in standing) or "never any"
         behind = ", ".join(f"{each.lag:,} {each.role}" for each in standing)
         count = sum(reader.recent for reader in reading if reader.space == name)
         state = " (being retired)" if found.retiring else " (being rewound)" if found.rewinding else ""
         space = found.space
-        table.add_row(name + state, called, str(space.partitions), ", ".join(space.entities), workers, behind, str(count))
+        table.add_row(name + state, called, str(space.partitions), ", ".join(space.entities), working, behind, str(count))
     console.print(table)
     for alias in known.values():
         if alias.space not in published:
@@ -92,7 +92,7 @@ def show(name: str, bootstrap: str | None) -> None:
         for column, of in declared.columns.items():
             columns.add_row(entity, column, of.aggregate, of.source, str(of.dim))
     console.print(columns)
-    console.print(_workers({name: stages.standings(space, address)}))
+    console.print(_workers({name: workers.standings(space, address)}))
     there = Table("reader", "of", "host", "behind", "last heard of", "group", box=None)
     for reader in readers.readers(address, name):
         heard = _time(reader.at) if reader.recent else f"{_time(reader.at)}, gone?"
@@ -121,7 +121,7 @@ def compare(a: str, b: str, sample: int, seed: int, as_json: bool, bootstrap: st
     first, second = spaces.resolve(a, address), spaces.resolve(b, address)
     with _reading([first, second], address) as progressed:
         pairs = comparing.compare(first, second, address, sample, seed, progressed)
-    standing = {published.space.name: stages.standings(published.space, address) for published in (first, second)}
+    standing = {published.space.name: workers.standings(published.space, address) for published in (first, second)}
     lacking = comparing.missing(first.space, second.space)
     if as_json:
         behind = {name: {each.role: each.lag for each in of.values() if each.used} for name, of in standing.items()}

@@ -24,7 +24,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crossrep.keys import _jit
+from crossrep.kernels import jit
 
 NEVER = -np.inf  # the time of a slot that holds nothing
 
@@ -41,7 +41,7 @@ def cosines(vectors: NDArray[np.float32], to: NDArray[np.float32]) -> NDArray[np
     return found
 
 
-@_jit
+@jit
 def fold_decayed(mean, weight, time, slots, vectors, weights, times, present, half_life):  # type: ignore[no-untyped-def]
     """Fold n rows into (mean, weight, time), in place."""
     dim = mean.shape[1]
@@ -66,7 +66,7 @@ def fold_decayed(mean, weight, time, slots, vectors, weights, times, present, ha
                 mean[s, d] += share * (vectors[i, d] - mean[s, d])
 
 
-@_jit
+@jit
 def fold_latest(vector, time, slots, vectors, times, present):  # type: ignore[no-untyped-def]
     """Keep the newest vector, in place. `vector` is float32 [capacity, dim]."""
     dim = vector.shape[1]
@@ -87,7 +87,7 @@ def fold_latest(vector, time, slots, vectors, times, present):  # type: ignore[n
                 vector[s, d] = vectors[i, d]
 
 
-@_jit
+@jit
 def fold_entity(count, event_time, slots, counts, times):  # type: ignore[no-untyped-def]
     """Per key: events folded, and the newest event time."""
     for i in range(len(slots)):
@@ -96,7 +96,7 @@ def fold_entity(count, event_time, slots, counts, times):  # type: ignore[no-unt
         event_time[s] = max(event_time[s], times[i])
 
 
-@_jit
+@jit
 def first_outside(values, low, high):  # type: ignore[no-untyped-def]
     """The first i where not low <= values[i] <= high, as NaN never is; -1 if there is none."""
     for i in range(len(values)):
@@ -105,7 +105,7 @@ def first_outside(values, low, high):  # type: ignore[no-untyped-def]
     return -1
 
 
-@_jit
+@jit
 def narrow(mean, slots, out):  # type: ignore[no-untyped-def]
     """out[i] = mean[slots[i]] as float32, in one pass: numpy's way needs a copy in float64 between."""
     for i in range(len(slots)):

@@ -1,1 +1,2 @@
-"""What the cluster says of a space: its spec, which model writes to it, how far its workers are, and who reads it."""
+"""What the cluster says of a space: its spec and aliases, which model writes to it, how far its workers are, what their frames are made of,
+and who reads it."""

@@ -25,7 +25,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicP
 from confluent_kafka.admin import AdminClient
 
 from crossrep import kafka
-from crossrep.control.stages import latest
+from crossrep.control.workers import latest
 from crossrep.errors import CrossrepError
 
 log = logging.getLogger(__name__)

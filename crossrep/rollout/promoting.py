@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crossrep.control import spaces, stages
+from crossrep.control import spaces, workers
 from crossrep.control.spaces import Published
 from crossrep.rollout import comparing
 from crossrep.rollout.comparing import Progressed
@@ -19,7 +19,7 @@ def objections(former: Published | None, new: Published, bootstrap: str, progres
         CrossrepError: the cluster does not answer.
     """
     name, found = new.space.name, []
-    for role in stages.falls_behind(new.space, bootstrap, CAUGHT_UP_WITHIN):
+    for role in workers.falls_behind(new.space, bootstrap, CAUGHT_UP_WITHIN):
         found.append(f"its {role} workers are behind: within {CAUGHT_UP_WITHIN:g} s they did not get to where their input ended")
     if former is not None:
         found += comparing.missing(former.space, new.space)

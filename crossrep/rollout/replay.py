@@ -12,7 +12,7 @@ from crossrep.archive.store import Archive
 from crossrep.control.cuts import Cut
 from crossrep.control.groups import Offsets
 from crossrep.errors import DataError, StateError
-from crossrep.rollout import folding, handover, replay_archive, replay_files, seeding
+from crossrep.rollout import handover, replay_archive, replay_files, replay_tables, seeding
 from crossrep.snapshots.store import Manifest, Replayed, Store
 from crossrep.spec import Space
 
@@ -70,10 +70,10 @@ def replay(
     if manifest is None:
         work = replay_archive.of_archive(archive, space, cut, accept_gap) if archive else replay_files.of_files(source, space)
         began = time.monotonic()
-        tables = folding.fold(space, work.tasks, threads, lambda rows: progressed(FOLD, rows, work.rows))
+        tables = replay_tables.fold(space, work.tasks, threads, lambda rows: progressed(FOLD, rows, work.rows))
         seconds = max(time.monotonic() - began, 1e-9)
         rows = sum(table.folded for table in tables.values())
-        manifest = folding.publish(
+        manifest = replay_tables.publish(
             store, space, tables, Replayed(source=archive.root if archive else source, cut=cut, until=until), work.model
         )
     total = manifest.rows

@@ -16,7 +16,7 @@ from crossrep.columnar.algebra import NEVER
 from crossrep.columnar.rows import ColumnRows, Rows
 from crossrep.control.cuts import Cut, InFront
 from crossrep.errors import DataError, SpaceError
-from crossrep.rollout.folding import Source, Task
+from crossrep.rollout.replay_tables import Source, Task
 from crossrep.spec import Column, Space
 
 

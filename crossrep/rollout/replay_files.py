@@ -20,7 +20,7 @@ from crossrep.extras import extra
 from crossrep.files import places
 from crossrep.files.parquet import keys_of
 from crossrep.keys import Keys
-from crossrep.rollout.folding import Source, Task
+from crossrep.rollout.replay_tables import Source, Task
 from crossrep.spec import Space
 from crossrep.writer import rounded, rows_of_kinds
 

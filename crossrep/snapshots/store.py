@@ -27,7 +27,7 @@ class Part(BaseModel):
 
 
 class Replayed(BaseModel):
-    """Of a snapshot that was not read from a changelog, but built (crossrep/rollout/folding.py): its parts have no offsets."""
+    """Of a snapshot that was not read from a changelog, but built (crossrep/rollout/replay_tables.py): its parts have no offsets."""
 
     source: str  # an archive's or files' URL
     cut: Cut | None  # the rows are what was made of the events in front of it; None: nobody knows where they end

@@ -21,11 +21,11 @@ from crossrep.columnar.rows import ColumnRows, Rows
 from crossrep.control.cuts import Cut
 from crossrep.extras import extra
 from crossrep.spec import Column, Space
-from crossrep.training.attach import valid
-from crossrep.training.attached import Progressed, usable_cut
+from crossrep.training.attach import Progressed, usable_cut
 from crossrep.training.records import TrainingBatch, TrainingLayout
 from crossrep.training.samples import attached_entities
 from crossrep.training.sets import TrainingSet, TrainingSets, names_of
+from crossrep.training.sweep import valid
 
 with extra("analytics"):
     import pyarrow.parquet as pq

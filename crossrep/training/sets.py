@@ -26,16 +26,15 @@ from crossrep.files import parquet
 from crossrep.files.dated import Dated, DatedFolders, header
 from crossrep.spec import Space
 from crossrep.training import sample_tables
-from crossrep.training.attach import MEMORY, weights_at
-from crossrep.training.attached import Attached, Progressed, archived, attach_all, event_times, usable_cut
+from crossrep.training.attach import Attached, Progressed, archived, attach_all, event_times, usable_cut
 from crossrep.training.samples import attached_entities
+from crossrep.training.sweep import MEMORY, weights_at
 
 with extra("analytics"):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 FILE_ROWS = 1 << 20  # a file, at most
-REPEATED = ["user_id", "item_id", "scenario", "branch"]
 
 
 class File(BaseModel):
@@ -94,7 +93,7 @@ def make(
     """Write and publish a training set of the samples that there are now. A failure leaves nothing behind; a kill leaves what nobody sees.
 
     Memory: the samples without what is attached (150 bytes each), one partition's of them as Python objects, and
-    `crossrep.training.attach.MEMORY`. What is attached lies in a temporary folder on the way.
+    `crossrep.training.sweep.MEMORY`. What is attached lies in a temporary folder on the way.
 
     Raises:
         DataError: there is no archive, or one of another spec, or nothing can be written.

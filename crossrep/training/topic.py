@@ -26,10 +26,10 @@ from crossrep.errors import CrossrepError, StateError, TopicError
 from crossrep.extras import extra
 from crossrep.spec import Space, training_group
 from crossrep.training import sample_tables
-from crossrep.training.attach import MEMORY
-from crossrep.training.attached import Attached, Progressed, archived, attach_all, event_times, keys_in, known_before, usable_cut
+from crossrep.training.attach import Attached, Progressed, archived, attach_all, event_times, keys_in, known_before, usable_cut
 from crossrep.training.records import TrainingLayout
 from crossrep.training.samples import CODEC
+from crossrep.training.sweep import MEMORY
 
 with extra("analytics"):
     import pyarrow as pa
@@ -63,7 +63,7 @@ def publish(
 ) -> Added:
     """Publish the samples that came since the last run. Killed at any moment and repeated, no sample is missing or there twice.
 
-    Memory: as of `training_sets.make`, for the samples since the last run; and each run reads the whole archive, if there are any.
+    Memory: as of `sets.make`, for the samples since the last run; and each run reads the whole archive, if there are any.
 
     Args:
         delay: seconds before the impression from which on nothing is known.

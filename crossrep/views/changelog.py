@@ -15,7 +15,7 @@ from crossrep import kafka
 from crossrep.control.spaces import Published
 from crossrep.errors import SpaceError, TopicError
 from crossrep.spec import Space
-from crossrep.views.follow import describe
+from crossrep.views.probe import describe
 from crossrep.views.table import RecordTable
 
 TAIL = 2.0  # seconds the last part of a partition may take to read

@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike
 from crossrep import kafka
 from crossrep.errors import CrossrepError, TopicError
 from crossrep.spec import Space
-from crossrep.views.follow import describe
+from crossrep.views.probe import describe
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
-from confluent_kafka.admin import TopicDescription
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from crossrep import kafka
 from crossrep.control.readers import Presence
 from crossrep.errors import CrossrepError, TopicError
-from crossrep.views.probe import TIMEOUT, Probe
+from crossrep.views.probe import Probe, describe
 
 log = logging.getLogger(__name__)
 
@@ -284,23 +283,3 @@ class Follower:
             raise TopicError(f"the topic was deleted. Create it again (crossrep topics create SPEC.toml) and start its writers. {_ANEW}")
         if found != self._topic_id:
             raise TopicError(f"the topic was deleted and created anew (id {found}, not {self._topic_id}). {_ANEW}")
-
-
-def describe(topic: str, bootstrap: str) -> TopicDescription:
-    """A topic's id and partitions.
-
-    Raises:
-        TopicError: there is no such topic.
-        CrossrepError: the cluster does not answer for a minute, or refuses.
-    """
-
-    def ask() -> TopicDescription:
-        admin = kafka.admin(bootstrap)
-        return admin.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT)[topic].result()
-
-    try:
-        return kafka.retried(ask, kafka.TRANSIENT)
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise TopicError("the topic does not exist. Create the space's topics: crossrep topics create SPEC.toml") from None
-        raise CrossrepError(f"the cluster does not describe the topic: {error.args[0].str()}") from None

@@ -1,4 +1,4 @@
-"""What a follower asks the cluster once a second."""
+"""What a reader asks the cluster: once, and a follower every second."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec, TopicDescription
+
+from crossrep import kafka
+from crossrep.errors import CrossrepError, TopicError
 
 TIMEOUT = 5.0  # seconds
 
@@ -48,3 +51,23 @@ class Probe:
             return None
         ends = {place.partition: end.result().offset for place, end in self._ends.items()}
         return None if min(ends.values()) < 0 else ends  # negative, without an error: no answer in time
+
+
+def describe(topic: str, bootstrap: str) -> TopicDescription:
+    """A topic's id and partitions.
+
+    Raises:
+        TopicError: there is no such topic.
+        CrossrepError: the cluster does not answer for a minute, or refuses.
+    """
+
+    def ask() -> TopicDescription:
+        admin = kafka.admin(bootstrap)
+        return admin.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT)[topic].result()
+
+    try:
+        return kafka.retried(ask, kafka.TRANSIENT)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise TopicError("the topic does not exist. Create the space's topics: crossrep topics create SPEC.toml") from None
+        raise CrossrepError(f"the cluster does not describe the topic: {error.args[0].str()}") from None

@@ -18,7 +18,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from crossrep import kafka
-from crossrep.control.stages import stages, unless_unknown
+from crossrep.control.workers import stages, unless_unknown
 from crossrep.errors import CrossrepError, SpaceError, SpecError, TopicError
 from crossrep.spec import Space
 from streams import topics

@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from crossrep import kafka
-from crossrep.control import readers, spaces, stages
+from crossrep.control import readers, spaces, workers
 from crossrep.errors import CrossrepError, SpaceError
 from streams import topics
 
@@ -47,7 +47,7 @@ def refuse_used(name: str, bootstrap: str, watch: float = readers.WATCH) -> None
     """
     _refuse_promoted(name, spaces.read_all(bootstrap), bootstrap)
     admin = kafka.admin(bootstrap)
-    working = [f"{member} ({group})" for group in _groups(admin, name) for member in stages.members(admin, group)]
+    working = [f"{member} ({group})" for group in _groups(admin, name) for member in workers.members(admin, group)]
     if working:
         raise SpaceError(f"space {name!r} has workers: {', '.join(working)}. Stop them, or say --force")
     reading = readers.present(bootstrap, name, watch)

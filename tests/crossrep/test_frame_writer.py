@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,7 @@ from confluent_kafka import TopicPartition
 
 from crossrep import CrossrepError, FrameWriter, kafka
 from crossrep.spec import Space
-from tests.cluster import ROOT, new_space
-
-
-@pytest.fixture
-def space(bootstrap: str, tmp_path: Path) -> Space:
-    return new_space(bootstrap, tmp_path)[0]
+from tests.cluster import ROOT
 
 
 def sources(n: int, value: float = 1.0) -> dict[str, np.ndarray[Any, Any]]:

@@ -85,7 +85,7 @@ class Browser:
         self.do("Input.insertText", text=text)
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
-        """A PNG of the whole page, or of what is in sight."""
+        """A PNG of the whole page, or of what is in sight: for people; docs/page.png is one."""
         path.write_bytes(base64.b64decode(self.do("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]))
 
     def close(self) -> None:

@@ -24,11 +24,6 @@ from streams import topics
 from tests.cluster import new_space, wait_for
 
 
-@pytest.fixture
-def space(bootstrap: str, tmp_path: Path) -> Space:
-    return new_space(bootstrap, tmp_path)[0]
-
-
 def assert_same(mine: Representations, theirs: Representations) -> None:
     for field in ("found", "counts", "event_times", "source_offsets"):
         np.testing.assert_array_equal(getattr(mine, field), getattr(theirs, field))

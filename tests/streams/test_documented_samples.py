@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import streams.cli  # noqa: F401  adds the workers' commands
 from crossrep import kafka
 from crossrep.cli import cli
-from crossrep.control.stages import standings
+from crossrep.control.workers import standings
 from crossrep.training.sets import TrainingSets
 from tests.cluster import ROOT, Workers, free_port, new_space, wait_for
 from tests.streams.small_model import SPEC, consumed, inferred, small_model

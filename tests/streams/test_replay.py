@@ -25,8 +25,8 @@ from crossrep.cli import cli
 from crossrep.columnar.records import RecordLayout
 from crossrep.control import binding, groups, spaces
 from crossrep.control.cuts import Cut
-from crossrep.rollout.folding import fold
 from crossrep.rollout.replay_archive import of_archive
+from crossrep.rollout.replay_tables import fold
 from crossrep.snapshots.store import Store
 from crossrep.spec import Space
 from schemas import codec

@@ -20,7 +20,7 @@ from crossrep.cli import cli
 from crossrep.columnar import algebra
 from crossrep.columnar.records import RecordLayout
 from crossrep.keys import Keys
-from crossrep.rollout import folding, replay_files
+from crossrep.rollout import replay_files, replay_tables
 from crossrep.spec import Space, parse_duration
 from crossrep.views.answers import answer
 from models.datasets.base import Dataset, select
@@ -165,7 +165,7 @@ def test_a_token_is_of_one_half_life(world: World) -> None:
         assert not np.array_equal(found[:, 0, 4:], ever)
 
 
-def folded(world: World, space: Space, folder: Path, until: float = np.inf) -> dict[str, folding.Table]:
+def folded(world: World, space: Space, folder: Path, until: float = np.inf) -> dict[str, replay_tables.Table]:
     """The events before `until` as they are published, an impression and then its click, by `crossrep replay`'s own fold."""
     data = select(world.impressions, world.impressions.event_time < until)
     event = np.concatenate((np.arange(len(data)), np.flatnonzero(data.clicked)))
@@ -176,10 +176,10 @@ def folded(world: World, space: Space, folder: Path, until: float = np.inf) -> d
         **{name: list(world.output(name)[event]) for name in ("ur", "ir", "cr")},
     }
     pq.write_table(pa.table(table), folder / "samples.parquet", row_group_size=1000)
-    return folding.fold(space, replay_files.of_files(str(folder), space).tasks, 2)
+    return replay_tables.fold(space, replay_files.of_files(str(folder), space).tasks, 2)
 
 
-def record_of(table: folding.Table, keys: list[str]) -> Any:
+def record_of(table: replay_tables.Table, keys: list[str]) -> Any:
     slots = table.index.slots()
     place = {key: i for i, key in enumerate(table.index.keys(slots).tolist())}
     return table.state.records(slots)[[place[key.encode()] for key in keys]]

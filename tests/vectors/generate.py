@@ -24,9 +24,9 @@ from crossrep.columnar.records import RecordLayout
 from crossrep.columnar.rows import ColumnRows, Known, Rows
 from crossrep.keys import Keys
 from crossrep.spec import Space
-from crossrep.training.attach import unknown
 from crossrep.training.records import TrainingLayout
 from crossrep.training.samples import CODEC as SAMPLE
+from crossrep.training.sweep import unknown
 from tests.vectors import reference
 
 HERE = Path(__file__).parent

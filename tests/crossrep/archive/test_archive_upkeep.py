@@ -16,7 +16,7 @@ from crossrep.archive.store import Archive, Order
 from crossrep.control.cuts import Cut, InFront
 from crossrep.control.lineage import Source, encode
 from crossrep.errors import DataError
-from crossrep.rollout import folding, replay_archive
+from crossrep.rollout import replay_archive, replay_tables
 from crossrep.spec import Space
 from tests.cluster import SPEC
 from tests.crossrep.archive_world import HOUR, put, samples, store_of
@@ -91,7 +91,7 @@ def test_what_is_to_be_forgotten_is_read_no_more_and_then_gone(tmp_path: Path) -
     left = Counter({place: n for place, n in before.items() if place[2] != b"u1" or place[1] >= 10})
     assert 0 < sum(left.values()) < sum(before.values())
     assert held(store, "user") == left
-    tables = folding.fold(SPACE, replay_archive.of_archive(store, SPACE, None).tasks, 2)
+    tables = replay_tables.fold(SPACE, replay_archive.of_archive(store, SPACE, None).tasks, 2)
     assert int(tables["user"].state.count.sum()) == sum(left.values())
     items = held(store, "item")
     ahead = Order(entity="user", key=b"u2".hex(), partition=partition, offset=10**6, append_time=HOUR)

@@ -16,7 +16,6 @@ from tests.crossrep.columnar.wire_samples import raw_rows, space
 
 SPACE = space()
 USER = RecordLayout(SPACE, "user")
-DECAYED = ["cr", "fast", "clicks", "rate"]
 SEEDS = st.integers(0, 2**32 - 1)
 
 

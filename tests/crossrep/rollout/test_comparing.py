@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition
 from crossrep import CrossrepError, FrameWriter, LocalView, SpaceError, SpecError, kafka
 from crossrep.cli import cli
 from crossrep.columnar.records import RecordLayout
-from crossrep.control import spaces, stages
+from crossrep.control import spaces, workers
 from crossrep.keys import Keys
 from crossrep.rollout import comparing, promoting
 from crossrep.rollout.promoting import promote
@@ -132,11 +132,11 @@ def test_samples_workers_are_behind_by_what_they_have_to_join_and_hold_up_no_pro
     offsets = [TopicPartition(space.inputs.impressions, 1, 2, said), TopicPartition(space.inputs.clicks, 1, 1)]
     worker.commit(offsets=offsets, asynchronous=False)
     worker.close()
-    found = stages.standings(space, bootstrap)["samples"]
+    found = workers.standings(space, bootstrap)["samples"]
     assert found.used and found.committed == {(space.inputs.impressions, 1): 7, (space.inputs.clicks, 1): 4} and found.lag == 3 + 6
     assert run(bootstrap, "space", "show", space.name).output.splitlines()[-2].split() == [space.name, "samples", "nobody", "9"]
     assert any("0 samples" in line and "9 samples" in line for line in run(bootstrap, "space", "list").output.splitlines())
-    assert not stages.falls_behind(space, bootstrap, 0.0)
+    assert not workers.falls_behind(space, bootstrap, 0.0)
 
 
 def test_a_name_is_a_space_or_stands_for_one(bootstrap: str, pair: tuple[Space, Space], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from crossrep.columnar.rows import Rows
 from crossrep.control.binding import Model
 from crossrep.errors import DataError, SpaceError
 from crossrep.keys import Keys
-from crossrep.rollout import folding, replay_archive, replay_files
+from crossrep.rollout import replay_archive, replay_files, replay_tables
 from crossrep.snapshots.store import Replayed, Store
 from crossrep.spec import Space
 from tests.cluster import SPEC
@@ -34,7 +34,7 @@ OTHER = Space.parse(
 )
 
 
-def of(tables: dict[str, folding.Table]) -> Records:
+def of(tables: dict[str, replay_tables.Table]) -> Records:
     found: Records = {}
     for entity, table in tables.items():
         slots = table.index.slots()
@@ -44,7 +44,7 @@ def of(tables: dict[str, folding.Table]) -> Records:
 
 def streamed(space: Space, runs: list[Rows]) -> Records:
     """What a fold worker holds: frame by frame, in one thread."""
-    tables = {entity: folding.Table(space, entity) for entity in space.entities}
+    tables = {entity: replay_tables.Table(space, entity) for entity in space.entities}
     for run in runs:
         tables[run.entity].fold(run)
     return of(tables)
@@ -71,7 +71,7 @@ def test_the_streams_tables_whoever_folds_them(tmp_path: Path, combined: bool) -
     for threads in (1, 3):
         source = replay_archive.of_archive(store, SPACE, None)
         told: list[int] = []
-        found = folding.fold(SPACE, source.tasks, threads, told.append)
+        found = replay_tables.fold(SPACE, source.tasks, threads, told.append)
         assert sum(told) == source.rows == sum(len(frame.rows) for frame in frames)
         refuse_differences(SPACE, of(found), expected)
 
@@ -79,11 +79,11 @@ def test_the_streams_tables_whoever_folds_them(tmp_path: Path, combined: bool) -
 def test_another_half_life_other_weights_and_partitions(tmp_path: Path) -> None:
     store, given = store_of(SPACE, tmp_path), samples(SPACE, 3000)
     put(store, SPACE, given)
-    tables = folding.fold(OTHER, replay_archive.of_archive(store, OTHER, None).tasks, 2)
+    tables = replay_tables.fold(OTHER, replay_archive.of_archive(store, OTHER, None).tasks, 2)
     expected = streamed(OTHER, [rows(OTHER, entity, given) for entity in OTHER.entities])
     refuse_differences(OTHER, of(tables), expected)
     snapshots = Store(str(tmp_path / "snapshots"), OTHER.name)
-    manifest = folding.publish(snapshots, OTHER, tables, Replayed(source=store.root, cut=None))
+    manifest = replay_tables.publish(snapshots, OTHER, tables, Replayed(source=store.root, cut=None))
     assert snapshots.find() == manifest and [part.partition for part in manifest.parts["user"]] == [0, 1, 2]
     for entity in OTHER.entities:
         layout = RecordLayout(OTHER, entity)
@@ -95,7 +95,7 @@ def test_keys_expire_as_in_the_stream(tmp_path: Path) -> None:
     space = Space.parse(SPEC.format(name="old", partitions=2) + '[entities.user]\nexpire_after = "1h"\n')
     store, given = store_of(space, tmp_path), samples(space, 3000)
     frames = put(store, space, given)
-    tables = {entity: folding.Table(space, entity) for entity in space.entities}
+    tables = {entity: replay_tables.Table(space, entity) for entity in space.entities}
     newest = [-np.inf, -np.inf]
     for frame in sorted(frames, key=lambda frame: frame.offset):
         partition = int(frame.rows.keys.partitions(2)[0])
@@ -104,10 +104,10 @@ def test_keys_expire_as_in_the_stream(tmp_path: Path) -> None:
         newest[partition] = max(newest[partition], float(frame.rows.times.max()))
     expected = of(tables)
     assert 0 < sum(record["count"] for record in expected["user"].values()) < 3000  # some have begun anew
-    found = folding.fold(space, replay_archive.of_archive(store, space, None).tasks, 2)
+    found = replay_tables.fold(space, replay_archive.of_archive(store, space, None).tasks, 2)
     refuse_differences(space, of(found), expected)
     snapshots = Store(str(tmp_path / "snapshots"), space.name)
-    manifest = folding.publish(snapshots, space, found, Replayed(source=store.root, cut=None))
+    manifest = replay_tables.publish(snapshots, space, found, Replayed(source=store.root, cut=None))
     limits = [time - 3600 for time in newest]
     alive = {key for key, record in expected["user"].items() if record["event_time"] >= limits[int(Keys.of([key]).partitions(2)[0])]}
     assert snapshot_rows(snapshots, manifest, "user").keys() == alive and len(alive) < len(expected["user"])
@@ -117,7 +117,7 @@ def test_what_cannot_be_known_any_more_is_refused(tmp_path: Path) -> None:
     store = store_of(SPACE, tmp_path)
     put(store, SPACE, samples(SPACE, 300, keys=5), combined=True)
     with pytest.raises(DataError, match=r"user.cr has another half-life .* runs with --no-combine"):
-        folding.fold(OTHER, replay_archive.of_archive(store, OTHER, None).tasks, 2)
+        replay_tables.fold(OTHER, replay_archive.of_archive(store, OTHER, None).tasks, 2)
     foreign = Space.parse(
         SPEC.format(name="new", partitions=3)
         .replace('source = "ur"', 'source = "vr"')
@@ -149,7 +149,7 @@ def test_files_of_samples(tmp_path: Path) -> None:
     ):
         one = table.set_column(table.schema.get_field_index("event_time"), "event_time", times)
         pq.write_table(one.slice(number * 1500, 1500), tmp_path / f"{number}.parquet", row_group_size=400)
-    found = of(folding.fold(SPACE, replay_files.of_files(str(tmp_path), SPACE).tasks, 2))
+    found = of(replay_tables.fold(SPACE, replay_files.of_files(str(tmp_path), SPACE).tasks, 2))
     expected = streamed(SPACE, [rows(SPACE, "user", given), rows(SPACE, "item", given, np.array(named))])
     refuse_differences(SPACE, found, expected)
 
@@ -169,7 +169,7 @@ def test_bad_samples_are_named(tmp_path: Path, column: str, values: object, why:
     table = table_of(samples(SPACE, 9))
     pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=f"row group 0 of .*a.parquet cannot be replayed: .*{why}"):
-        folding.fold(SPACE, replay_files.of_files(str(tmp_path / "a.parquet"), SPACE).tasks, 1)
+        replay_tables.fold(SPACE, replay_files.of_files(str(tmp_path / "a.parquet"), SPACE).tasks, 1)
 
 
 def test_files_of_two_models_are_refused(tmp_path: Path) -> None:

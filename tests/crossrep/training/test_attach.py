@@ -20,7 +20,7 @@ from crossrep.columnar.rows import Known, Rows
 from crossrep.control.cuts import Cut
 from crossrep.keys import Keys
 from crossrep.spec import Space
-from crossrep.training.attach import Moments, Used, attach, unknown, weights_at
+from crossrep.training.sweep import Moments, Used, attach, unknown, weights_at
 from crossrep.writer import rows_of
 from tests.cluster import SPEC
 

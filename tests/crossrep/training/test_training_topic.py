@@ -24,10 +24,10 @@ from crossrep.cli import cli
 from crossrep.errors import BadRecord
 from crossrep.spec import Space, training_group
 from crossrep.training import leaks
-from crossrep.training.attach import unknown
 from crossrep.training.records import TrainingLayout
 from crossrep.training.samples import CODEC
 from crossrep.training.sets import names_of
+from crossrep.training.sweep import unknown
 from crossrep.training.topic import publish
 from streams.operations import retire
 from tests.cluster import ROOT, SPEC, alter, wait_for

@@ -28,11 +28,6 @@ from tests.cluster import ROOT, SPEC, new_space, wait_for
 HOUR = 3600.0
 
 
-@pytest.fixture
-def space(bootstrap: str, tmp_path: Path) -> Space:
-    return new_space(bootstrap, tmp_path)[0]
-
-
 def sources(n: int, value: float = 1.0) -> dict[str, np.ndarray[Any, Any]]:
     return {"cr": np.full((n, 8), value, "f4"), "ur": np.full((n, 4), value, "f4"), "ir": np.full((n, 4), value, "f4")}
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
 from crossrep import Changes, CrossrepError, LocalView, kafka
 from crossrep.spec import Space
-from tests.cluster import new_space, wait_for
+from tests.cluster import wait_for
 from tests.crossrep.snapshot_world import Changelog
 
 IDS = [f"k{i}" for i in range(300)]
-
-
-@pytest.fixture
-def space(bootstrap: str, tmp_path: Path) -> Space:
-    return new_space(bootstrap, tmp_path)[0]
 
 
 class Mirror:

@@ -21,15 +21,10 @@ from confluent_kafka.admin import NewTopic
 from crossrep import CrossrepError, LocalView, kafka
 from crossrep.spec import Space
 from crossrep.views.disk import Note
-from tests.cluster import ROOT, new_space, wait_for
+from tests.cluster import ROOT, wait_for
 from tests.crossrep.snapshot_world import Changelog, Rows, seen
 
 IDS = [f"k{i}" for i in range(300)]
-
-
-@pytest.fixture
-def space(bootstrap: str, tmp_path: Path) -> Space:
-    return new_space(bootstrap, tmp_path)[0]
 
 
 def held(view: LocalView) -> Rows:

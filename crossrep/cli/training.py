@@ -14,15 +14,15 @@ from click.core import ParameterSource
 from rich.table import Table
 
 from crossrep import kafka
-from crossrep.cli.analysts import place_option
 from crossrep.cli.app import bootstrap_option, cli, console
 from crossrep.cli.archive import Duration, archive_option
+from crossrep.cli.snapshots import place_option
 from crossrep.control import spaces
 
 if TYPE_CHECKING:
     from crossrep.archive.store import Archive
     from crossrep.spec import Space
-    from crossrep.training.attached import Attached, Progressed
+    from crossrep.training.attach import Attached, Progressed
 
 
 @cli.command("training-set")

@@ -1,4 +1,4 @@
-"""Replay: the tables of a space from an archive or from files of samples, by the stream's own fold, without Kafka in between.
+"""The tables of a space from an archive or from files of samples, by the stream's own fold, without Kafka in between.
 
 Every thread takes tasks from one queue (a partition of an archive, a row group of a file) and folds them into tables of its own; in the end
 those are folded into one. The fold is associative and commutative, so who took what makes no difference but rounding.
