@@ -12,7 +12,6 @@ from typing import Any
 from confluent_kafka import Producer, TopicPartition
 
 from crossrep import kafka
-from crossrep.errors import StateError
 from crossrep.spec import Space, fold_group
 from state import faults, progress
 from state.progress import Progress
@@ -100,31 +99,19 @@ class Changelog:
 
         Args:
             progressed: told how many records were read and how many offsets there are in all.
+
+        Raises:
+            CrossrepError: the cluster does not answer for a minute, or refuses.
         """
-        entities = {self._space.representations_topic(entity): entity for entity in start}
-        client = kafka.consumer(self._bootstrap, f"{self._group}-restore", config=kafka.ENDS)
+        topics = {entity: self._space.representations_topic(entity) for entity in start}
+        client = kafka.consumer(self._bootstrap)
         try:
-            ends = {topic: kafka.watermarks(client, topic, self.number)[1] for topic in entities}
-            left = {topic for topic in entities if start[entities[topic]] < ends[topic]}
-            total = sum(ends[topic] - start[entities[topic]] for topic in left)
-            client.assign([TopicPartition(topic, self.number, start[entities[topic]]) for topic in left])
-            done = 0
-            while left:
-                runs: dict[str, tuple[list[bytes], list[bytes], int]] = {}
-                for message in client.consume(20_000, 0.05):
-                    topic = message.topic()
-                    if kafka.is_end(message):
-                        left.discard(topic)
-                    elif message.error():
-                        raise StateError(f"restoring {topic}[{self.number}]: {message.error().str()}")
-                    else:
-                        keys, values, _ = runs.get(topic) or runs.setdefault(topic, ([], [], 0))
-                        keys.append(message.key())
-                        values.append(message.value() or b"")
-                        runs[topic] = (keys, values, message.offset() + 1)
-                for topic, (keys, values, end) in runs.items():
-                    done += len(keys)
-                    yield entities[topic], keys, values, end
-                progressed(done, total)
+            ends = {entity: kafka.watermarks(client, topic, self.number)[1] for entity, topic in topics.items()}
         finally:
             client.close()
+        total, done = sum(max(ends[entity] - start[entity], 0) for entity in start), 0
+        for entity, topic in topics.items():
+            for run in kafka.runs(self._bootstrap, topic, {self.number: (start[entity], ends[entity])}):
+                yield entity, [message.key() for message in run], [message.value() or b"" for message in run], run[-1].offset() + 1
+                done += len(run)
+                progressed(done, total)

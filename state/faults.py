@@ -1,4 +1,5 @@
-"""Named points at which a test can kill the process: `CROSSREP_FAULT="commit.begun:3"` kills at the third pass of that point.
+"""Named points at which a test can kill the process: `CROSSREP_FAULT="commit.begun:3"` kills at the third pass of that point, and
+`"commit.begun:3:SIGSTOP"` stops it there.
 
 The points are the steps between which a crash could lose or double something; docs/guarantees.md says what happens at each. With the
 variable unset, `point` is an empty function.
@@ -18,6 +19,7 @@ POINTS = (
     "commit.committed",  # Kafka has it, RocksDB does not
     "store.written",  # RocksDB has it
     "open.fenced",  # the former owner is fenced, nothing is read
+    "open.restoring",  # a part of the changelog's tail is in RocksDB
     "open.restored",  # the changelog's tail is read, nothing flows
     "infer.consumed",  # events are read
     "infer.computed",  # the model has run, frames are encoded
@@ -41,17 +43,17 @@ def _off(name: str) -> None:
 
 
 def _armed(fault: str):  # type: ignore[no-untyped-def]
-    name, _, after = fault.partition(":")
+    name, after, how, *_ = (*fault.split(":"), "", "")
     if name not in POINTS:
         raise ValueError(f"CROSSREP_FAULT names {name!r}; the points are {', '.join(POINTS)}")
-    left = int(after or 1)
+    left, number = int(after or 1), signal.Signals[how or "SIGKILL"]
 
     def point(passed: str) -> None:
         nonlocal left
         if passed == name:
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     return point
 

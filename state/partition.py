@@ -150,7 +150,7 @@ class Partition:
             return self.open()
         if self.progress == self._flushed:
             at, _ = progress.at_takeover(self._space, self._settings.bootstrap, self.number, -1)
-            if at.offset == self.progress.offset:
+            if at == self._flushed:  # all of it: a rewind may have left frames out and ended at the same offset
                 return at.offset
         log.warning("partition %d was folded elsewhere meanwhile; restoring", self.number)
         return self.open()
@@ -185,6 +185,7 @@ class Partition:
             records = self._layouts[entity].decode([value for value in values if value], f"changelog record of {entity}")
             folded = {entity: int(records["source_offset"][-1]) + 1} if len(records) else {}
             store.write({entity: (keys, values)}, store.meta.advanced({entity: end}, folded, store.meta.current))
+            faults.point("open.restoring")
         self._committed = replace(store.meta, current=began)
         store.write({}, self._committed)
         self._caught_up, self._must_catch_up = time.monotonic(), False
@@ -381,8 +382,8 @@ class Partition:
         self._begin(Progress(-1))
 
     def _catch_up(self, store: Store) -> None:
-        """Bring the store to where the changelog is, unless something in memory is newer than both."""
-        if any(slab.unflushed for slab in self._slabs.values()) or store.meta == self._committed:
+        """Bring the store to where the changelog is, unless something in memory is newer than both, or it is not yet restored."""
+        if not self._slabs or any(slab.unflushed for slab in self._slabs.values()) or store.meta == self._committed:
             return
         copies = {entity: slab.copy_behind(len(slab))[0].writes for entity, slab in self._slabs.items()}
         store.write({entity: (writes.keys.tolist(), writes.values()) for entity, writes in copies.items()}, self._committed)

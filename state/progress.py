@@ -101,7 +101,9 @@ def at_takeover(space: Space, bootstrap: str, number: int, folded: int) -> tuple
     finally:
         client.close()
     found = decode(part.offset, part.metadata) if part.offset >= 0 else None
-    # A group's offsets expire after weeks of silence; the records know better. With neither, this is a new space.
+    if part.offset < 0 and folded < 0 and 0 < first < end:
+        raise _gap(space, number, 0, (first, end))  # a new space whose first frames are gone; `--to-earliest` commits an offset
+    # A group's offsets expire after a week of silence; the records know better. With neither, this is a new space.
     progress = found or Progress(part.offset if part.offset >= 0 else folded if folded >= 0 else first)
     if found is None and progress.offset < folded:  # with our metadata, offset and records were committed together
         raise StateError(
@@ -127,12 +129,16 @@ def within_log(space: Space, number: int, offset: int, log: tuple[int, int]) -> 
     if first == end and offset == end - 1:
         return end
     if not first <= offset <= end:
-        raise StateError(
-            f"{space.frames_topic}[{number}] holds offsets {first} to {end}, but the next to fold is {offset}: frames were deleted before "
-            "they were folded, or the topic was created anew. Nothing is skipped silently: create a new space, or accept the gap: "
-            f"{_reset(space, number, '--to-earliest')}"
-        )
+        raise _gap(space, number, offset, log)
     return offset
+
+
+def _gap(space: Space, number: int, offset: int, log: tuple[int, int]) -> StateError:
+    return StateError(
+        f"{space.frames_topic}[{number}] holds offsets {log[0]} to {log[1]}, but the next to fold is {offset}: frames were deleted before "
+        "they were folded, or the topic was created anew. Nothing is skipped silently: create a new space, or accept the gap: "
+        f"{_reset(space, number, '--to-earliest')}"
+    )
 
 
 def _reset(space: Space, number: int, to: str) -> str:

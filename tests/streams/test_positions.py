@@ -73,6 +73,16 @@ def test_frames_deleted_behind_and_before_the_progress(bootstrap: str, workers: 
         assert "frames were deleted before they were folded" in workers.logs()
 
 
+def test_frames_deleted_before_a_space_was_ever_folded(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path, partitions=1)
+    Load(space, bootstrap).send(200, max_rows=10)
+    admin: AdminClient = kafka.admin(bootstrap)
+    for future in admin.delete_records([TopicPartition(space.frames_topic, 0, 20)]).values():
+        future.result()
+    assert workers.fold(path).wait(60) == 3, "refused, not skipped"
+    assert "the next to fold is 0: frames were deleted before they were folded" in workers.logs()
+
+
 def test_a_group_moved_back_is_refused_and_the_message_puts_it_right(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
     space, path = new_space(bootstrap, tmp_path, partitions=1)
     load = Load(space, bootstrap)

@@ -25,6 +25,7 @@ from state.history import Undo
 from state.progress import Point, Progress
 from streams import topics
 from streams.operations import rewind
+from tests import cluster
 from tests.cluster import ROOT, Load, Workers, new_space, prove, settled, wait_for
 from tests.streams.small_model import SPEC, Feed, inferred, small_dataset, start_infer
 
@@ -140,6 +141,37 @@ def test_folding_the_same_frames_again(bootstrap: str, workers: Workers, tmp_pat
     workers.fold(path)
     wait_for(lambda: settled(space, bootstrap), "folded again")
     prove(space, bootstrap, load.counts)
+
+
+def test_a_worker_that_slept_through_a_rewind_knows_nothing_any_more(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    """It wakes to the offset at which it fell asleep: the rewind left out the frames behind its cut, and they were passed over since."""
+    space, path = new_space(bootstrap, tmp_path, SHORT, partitions=1)
+    load, port = Load(space, bootstrap), cluster.free_port()
+    sleeper = workers.fold(path, "sleeper", port=port)
+    for _ in range(10):
+        load.send(50)
+        time.sleep(0.35)
+    wait_for(lambda: settled(space, bootstrap), "folded")
+    good = dict(load.counts)
+    time.sleep(2.1)
+    to = int(time.time())
+    load.send(50)
+    wait_for(lambda: settled(space, bootstrap), "the nonsense is folded")
+    time.sleep(1)  # and flushed: its memory is clean
+    sleeper.send_signal(signal.SIGSTOP)
+    assert rewound(space, bootstrap, to).foreign > 0
+    heir = workers.fold(path, "heir")
+    wait_for(lambda: settled(space, bootstrap), "what is left out is passed over")
+    prove(space, bootstrap, good)
+    sleeper.send_signal(signal.SIGCONT)
+    stop(heir)
+    if sleeper.poll() is not None:  # ended by its session's end, as a supervisor would see it
+        workers.fold(path, "sleeper", port=port)
+    wait_for(lambda: cluster.ready(port), "the sleeper owns the partition again")
+    before = dict(load.counts)
+    load.send(200)
+    wait_for(lambda: settled(space, bootstrap), "folded on")
+    prove(space, bootstrap, {entity: count + load.counts[entity] - before[entity] for entity, count in good.items()})
 
 
 class Simulated:
