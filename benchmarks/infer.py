@@ -53,7 +53,7 @@ def train(folder: str, *args: Any) -> None:
     """A model of the same users and items, trained on few impressions: how well it predicts is not measured here."""
     from models import train as training
 
-    training.train(dataset_of(20_000, *args), Path(folder), baseline=False, progress=False)
+    training.train(dataset_of(20_000, *args), Path(folder), rates=False, baseline=False, progress=False)
 
 
 def bare(folder: str, dtype: str, batch: int, seconds: float = 4.0) -> float:

@@ -69,7 +69,9 @@ def dataset(source: str, folder: Path | None, simulated: dict[str, int]) -> Data
 )
 @click.option("--device", default="cpu", show_default=True, help="Once: cpu, cuda, cuda:1, or auto: CUDA where there is one.")
 @click.option("--mixed", is_flag=True, help="Once: multiply in bfloat16 where the device does so in hardware.")
-@click.option("--rates", is_flag=True, help="Once: click rates and counts of user and item ids, of the training days, as features too.")
+@click.option(
+    "--rates/--no-rates", default=None, help="Once: click rates and counts of ids, of the training days, as features too. Default: yes."
+)
 @click.option("--first-days", type=click.IntRange(1), default=7, show_default=True, help="Daily: learnt together, to begin with.")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Daily: the last day to learn. Default: all there are.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Daily: AUC by day, as FILE.svg or .png.")
@@ -90,7 +92,7 @@ def train(
     patience: int | None,
     device: str,
     mixed: bool,
-    rates: bool,
+    rates: bool | None,
     name: str | None,
     for_space: str | None,
     url: str | None,
@@ -131,7 +133,7 @@ def train(
     elif out is not None:
         from models import train as training
 
-        options: dict[str, Any] = {"epochs": epochs, "patience": patience, "device": device, "mixed": mixed, "rates": rates}
+        options: dict[str, Any] = {"epochs": epochs, "patience": patience, "device": device, "mixed": mixed, "rates": rates is not False}
         metrics = training.train(data, out, seed=simulated["seed"], architecture=architecture, **options)
         console.print(f"test AUC {metrics['auc']:.4f} (logistic regression: {metrics['logistic_auc']:.4f}); model in {out}")
         if name is not None:

@@ -239,6 +239,8 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
 # (one, other, AUC to gain at least, on both splits with the interval above 0)
 GOALS: tuple[tuple[str, str, float], ...] = (
     ("CR", NONE, 0.015),
+    ("CR, upstream with click rates", NONE, 0.015),
     ("UR + IR + CR", "UR + IR", 0.001),
     ("whole record", "counters + UR + IR", 0.0015),
+    ("whole record, CR of cross1", "counters + UR + IR", 0.0015),
 )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crossrep.columnar import algebra
 from models import lfm4ads, train
 from models.datasets.base import Dataset, Impressions, whole
+from study.worlds import RATE
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -103,7 +104,7 @@ class World:
     @classmethod
     def of(cls, dataset: Dataset, seed: int) -> World:
         with TemporaryDirectory() as folder:
-            train.train(dataset, Path(folder), seed=seed, baseline=False, progress=False)
+            train.train(dataset, Path(folder), seed=seed, rates=False, rate=RATE, baseline=False, progress=False)
             model = lfm4ads.load(Path(folder))
         log, fields = Log.of(dataset), model.fields
         users = fields.encode_columns("user", dataset.user_ids, dataset.user_features)

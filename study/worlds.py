@@ -31,6 +31,7 @@ from study.training import one_thread
 DAY = 86_400.0
 SPLITS = {"authors": 0.0, "late": 3 * DAY}  # how long before `train_until` upstream ends
 LOGIT = "logit"  # float32 [N, 1], by the head of the impression's own branch
+RATE = 2e-3  # of upstream's Adam: without click rates as good as what `crossrep train` takes, with them worse
 KEPT = ("ur", "ir", "cr", LOGIT)  # as arrays
 BATCH = 8192
 
@@ -75,7 +76,7 @@ def _train(dataset: Dataset, folder: Path, split: str, upstream: Upstream, seed:
         lfm4ads.save(folder, "random", fields, lfm4ads.build(fields, lfm4ads.ARCHITECTURE), lfm4ads.ARCHITECTURE, {})
     else:
         before = replace(dataset, train_until=dataset.train_until - SPLITS[split])
-        kind: dict[str, Any] = {"architecture": {"shared": upstream == "shared"}, "rates": upstream == "rated"}
+        kind: dict[str, Any] = {"architecture": {"shared": upstream == "shared"}, "rates": upstream == "rated", "rate": RATE}
         train(before, folder, seed=seed, **kind, baseline=False, progress=False)
 
 

@@ -108,9 +108,13 @@ def test_a_model_keeps_them_and_others_have_none(dataset: Dataset, tmp_path: Pat
         Features.from_json(broken)
 
 
-def test_the_command_has_them_for_training_once(tmp_path: Path) -> None:
-    words = ["train", "simulated", "--rates", "--users", "200", "--items", "40", "--events", "4000"]
+@pytest.mark.parametrize(("asked", "there"), [([], True), (["--rates"], True), (["--no-rates"], False)])
+def test_the_command_has_them_for_training_once(tmp_path: Path, asked: list[str], there: bool) -> None:
+    words = ["train", "simulated", *asked, "--users", "200", "--items", "40", "--events", "4000"]
     assert CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "model")], catch_exceptions=False).exit_code == 0
-    assert "item_id.impressions" in load(tmp_path / "model").features["item"]
-    refused = CliRunner().invoke(cli, [*words, "--resume", str(tmp_path / "days")])
+    assert ("item_id.impressions" in load(tmp_path / "model").features["item"]) is there
+
+
+def test_the_command_refuses_them_for_training_by_days(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(cli, ["train", "simulated", "--rates", "--resume", str(tmp_path / "days")])
     assert refused.exit_code == 2 and "--out, not with --resume" in " ".join(refused.output.split())

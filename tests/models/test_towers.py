@@ -101,7 +101,7 @@ def test_a_model_saved_before_there_were_variants_is_the_same(dataset: Dataset, 
 
 
 def test_a_shared_branch_is_one_for_ads_and_content(dataset: Dataset, tmp_path: Path) -> None:
-    metrics = train(dataset, tmp_path, architecture=SMALL | {"shared": True}, baseline=False, progress=False)
+    metrics = train(dataset, tmp_path, architecture=SMALL | {"shared": True}, rates=False, baseline=False, progress=False)
     model = load(tmp_path)
     assert not [name for name in model.network.state_dict() if name.startswith("content")]
     embedded = model.network.table(torch.from_numpy(np.concatenate(encoded(dataset, model), axis=1)))
@@ -113,7 +113,7 @@ def test_a_shared_branch_is_one_for_ads_and_content(dataset: Dataset, tmp_path: 
 
 
 def test_other_tasks_are_learnt_beside_the_click(dataset: Dataset, tmp_path: Path) -> None:
-    metrics = train(dataset, tmp_path, architecture=SMALL | {"tasks": ["heads", "is_ad"]}, baseline=False, progress=False)
+    metrics = train(dataset, tmp_path, architecture=SMALL | {"tasks": ["heads", "is_ad"]}, rates=False, baseline=False, progress=False)
     assert metrics["auc"] > 0.55 and metrics["auc_is_ad"] > 0.95 and 0.4 < metrics["auc_heads"] < 0.6
     model = load(tmp_path)
     batch = encoded(dataset, model)

@@ -17,8 +17,7 @@ from crossrep.cli import cli
 from crossrep.errors import DataError
 from models import rates
 from models.datasets import kuairand
-from models.optimise import LEARNING_RATE
-from models.train import L2, train
+from models.train import L2, RATE, train
 from study import boosted_trees, upstreams
 from study.metrics import gauc
 from study.upstreams import LOGISTIC, RATED, SETTINGS, TOWER, TREES, TUNING, Days, best
@@ -65,7 +64,7 @@ def test_the_study_trains_the_tower_as_the_command_does(
 ) -> None:
     monkeypatch.setattr(upstreams, "L2", L2)
     upstreams.start(days, rated)
-    asked = {"model": model, "setting": {"rate": LEARNING_RATE}, "seed": 3, "length": 1}
+    asked = {"model": model, "setting": {"rate": RATE}, "seed": 3, "length": 1}
     found = upstreams.run(asked)
     told = train(kuairand.load(kuairand_folder), tmp_path, seed=3, rates=model == RATED, baseline=False, progress=False)
     assert found["test"]["auc"] == pytest.approx(told["auc"], abs=1e-5)
