@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrep import kafka
 from crossrep.columnar.records import RecordLayout
 from crossrep.control.readers import Presence
 from crossrep.errors import CrossrepError
@@ -20,7 +21,7 @@ from crossrep.views.answers import Representations, answer
 from crossrep.views.follow import CLOSE_TIMEOUT, Follower
 from serve.recent import Held, Recent
 from serve.shredding import Shredder
-from state.store import TOMBSTONES_KEPT, Memory, Meta, Room, Store, open_store
+from state.store import Memory, Meta, Room, Store, open_store
 
 CHUNK = 1000  # records written at a time: RocksDB keeps the interpreter's lock meanwhile, 0.6 µs a record
 WARMED = 10_000  # records read at a time into an empty memory
@@ -52,7 +53,7 @@ class Replica:
         self.stream_time = -np.inf  # the newest event time in any record, seconds since 1970
         self.resumed = 0  # records of the disk that were read into memory at the start
         self.disk_reads = 0  # keys asked of RocksDB
-        self._space, self._place = space, place
+        self._space, self._place, self._bootstrap = space, place, bootstrap
         self._topic = space.representations_topic(entity)
         self._store: Store | None = None
         self._shredder: Shredder | None = None
@@ -149,7 +150,8 @@ class Replica:
         expected = Meta(self._space.hash.hex(), {self._topic: topic_id})
         changelog = {str(number): bound for number, bound in bounds.items()}
         folder = self._place.folder / self.entity
-        store = open_store(folder, expected, changelog, self._place.memory, TOMBSTONES_KEPT, [self.entity])
+        kept = kafka.tombstones_kept(self._bootstrap, self._topic)
+        store = open_store(folder, expected, changelog, self._place.memory, kept, [self.entity])
         self.stream_time = store.meta.stream_time
         self._store, self._shredder = store, Shredder(store, self.entity)
         self._warm(store)
@@ -184,7 +186,7 @@ class Replica:
         records = self.layout.decode([value for value in values if value], f"a record of {self._topic}:")
         if len(records):
             self.stream_time = max(self.stream_time, float(records["event_time"].max()))
-        current = max(store.meta.current, time.time() - (time.monotonic() - complete))
+        current = max(store.meta.current, complete)
         deletions = shredder.pending or not all(values)
         meta = replace(store.meta, changelog=changelog, stream_time=self.stream_time, current=current, deletions=deletions)
         done = 0

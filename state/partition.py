@@ -33,7 +33,7 @@ from state.expiry import Sweep
 from state.history import Undo
 from state.progress import Progress
 from state.slab import Copy, Slab
-from state.store import TOMBSTONES_KEPT, Memory, Meta, Room, Store, open_store
+from state.store import Memory, Meta, Room, Store, open_store
 from state.writes import Writes
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class Settings:
     topic_ids: dict[str, str]
     memory: Memory
     room: Room
+    tombstones_kept: float  # seconds; the least delete.retention.ms of the changelogs
     slots: int = 65_536  # most keys in memory per entity and partition
-    tombstones_kept: float = TOMBSTONES_KEPT  # seconds; the changelogs' delete.retention.ms
 
 
 @dataclass

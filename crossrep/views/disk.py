@@ -94,7 +94,7 @@ class Folder:
         return path.stat().st_size // row_bytes if path.exists() else 0
 
     def advance(self, positions: dict[int, int], stream_time: float, complete: float) -> None:
-        """Note, now and then, that all below `positions` is in the arrays, and when (time.monotonic()) that was all there was."""
+        """Note, now and then, that all below `positions` is in the arrays, and when (seconds since 1970) that was all there was."""
         if time.monotonic() > self._noted + NOTE_EVERY:
             self._write(positions, stream_time, complete)
 
@@ -112,7 +112,7 @@ class Folder:
 
     def _write(self, positions: dict[int, int], stream_time: float, complete: float, closed: bool = False) -> None:
         self._noted = time.monotonic()
-        current = max(self.note.current, time.time() - (self._noted - complete))
+        current = max(self.note.current, complete)
         sizes = {name: array.nbytes for name, array in self._arrays.items()}
         numbers = self.note.positions | {str(number): at for number, at in positions.items()}
         self.note = replace(self.note, positions=numbers, stream_time=stream_time, current=current, sizes=sizes, closed=closed)

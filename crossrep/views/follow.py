@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
@@ -14,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from crossrep import kafka
 from crossrep.control.readers import Presence
 from crossrep.errors import CrossrepError, TopicError
+from crossrep.views.moments import NEVER, Moment
 from crossrep.views.probe import Probe, describe
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ Reached = Callable[[dict[int, int], float], None]
 PROBE_EVERY = 1.0  # seconds
 STALLED_AFTER = 10.0  # seconds
 CLOSE_TIMEOUT = 2.0  # seconds
+SHORTEST_GAP = 60.0  # seconds; brokers restart and topics are read from the beginning, however soon deletions are dropped
 
 # Errors of one fetch, after which librdkafka goes on from where it was. Whether a topic is really gone the probe finds out.
 PASSING = kafka.TRANSIENT | {
@@ -48,8 +49,9 @@ class Follower:
     """Reads the partitions of `topic`, read_committed, from the beginning (or where `begin` says) and then for ever.
 
     While the cluster is away it waits, and then goes on where it was; `staleness` tells. It ends, and every question raises CrossrepError,
-    once what it applied is no longer the beginning of what the topic holds: the topic is deleted, created anew, or cut off beyond the
-    place reached. A consumer alone would be silent about the first, and might read on in the middle of the second.
+    once what it applied is no longer the beginning of what the topic holds: the topic is deleted, created anew, or cut off beyond the place
+    reached; or this was suspended, or without the cluster, for so long that deletions may be gone. A consumer alone would be silent about
+    the first, might read on in the middle of the second, and would keep deleted keys for ever.
 
     Args:
         apply: called from the follower's thread with runs of messages, per partition in order. An exception ends the follower and is
@@ -57,7 +59,7 @@ class Follower:
         partitions: follow these alone.
         begin: called once from that thread, before anything is read, by a reader that keeps what it applied; default: the beginning.
         reached: called from that thread after each look for messages, also if there were none, with positions up to which all is applied,
-            and when (time.monotonic()) that was last all there was.
+            and when (seconds since 1970, by the wall clock) that was last all there was.
         presence: tells the cluster that somebody reads.
     """
 
@@ -73,13 +75,10 @@ class Follower:
     ):
         self.topic = topic
         self.records = 0  # applied so far
-        self.complete_at = -math.inf  # time.monotonic(); what was in the topic then has been applied
-        self._apply = apply
-        self._bootstrap = bootstrap
+        self.complete_at = NEVER  # what was in the topic then has been applied
+        self._apply, self._bootstrap, self._process = apply, bootstrap, os.getpid()
         self._partitions, self._begin, self._reached, self._presence = partitions, begin, reached, presence
-        self._process = os.getpid()
-        self._caught_up = threading.Event()
-        self._stopped = threading.Event()
+        self._caught_up, self._stopped = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._topic_id = ""
         self._positions: dict[int, int] = {}
@@ -89,7 +88,8 @@ class Follower:
         self._probe: Probe | None = None  # on its way
         self._probe_due = 0.0
         self._strikes = 0  # probes in a row that found another topic, or none
-        self._target: tuple[float, dict[int, int]] | None = None  # when asked, and where the topic ended then
+        self._began, self._kept = NEVER, 0.0  # since when it is read, and for how many seconds the topic keeps deletions
+        self._target: tuple[Moment, dict[int, int]] | None = None  # when asked, and where the topic ended then
         self._moved_to: dict[int, int] = {}  # positions, and since when
         self._moved_at, self._patience = 0.0, STALLED_AFTER
         self._thread = threading.Thread(target=self._run, name=f"follow {topic}", daemon=True)
@@ -143,7 +143,7 @@ class Follower:
         cluster does not answer or the follower is behind, and is infinite until the end is first reached.
         """
         self.check()
-        return time.monotonic() - self.complete_at
+        return self.complete_at.age
 
     def fail(self, error: CrossrepError) -> None:
         """Let every question raise this, unless following has failed before."""
@@ -185,7 +185,7 @@ class Follower:
                 if self._probe is None:
                     if time.monotonic() > self._probe_due:
                         self._probe = Probe.send(admin, self.topic, list(self._positions))
-                        self._probe_due = self._probe.asked + PROBE_EVERY
+                        self._probe_due = self._probe.asked.awake + PROBE_EVERY
                 elif self._probe.answered:
                     probe, self._probe = self._probe, None
                     if not self._heard(probe):
@@ -213,6 +213,7 @@ class Follower:
     def _start(self, client: Consumer) -> None:
         described = describe(self.topic, self._bootstrap)
         self._topic_id = str(described.topic_id)
+        self._kept, self._began = kafka.tombstones_kept(self._bootstrap, self.topic), Moment.now()
         numbers = {part.id for part in described.partitions if self._partitions is None or part.id in self._partitions}
         bounds = {number: kafka.watermarks(client, self.topic, number) for number in numbers}
         self._ends = {number: end for number, (_, end) in bounds.items()}
@@ -239,15 +240,28 @@ class Follower:
                 )
             elif not error.retriable() and error.code() not in PASSING:
                 raise CrossrepError(error.str())
+        self._check_gap(reached)
         for run in runs.values():
             self._apply([message.key() for message in run], [message.value() for message in run])
             self.records += len(run)
         self._positions |= reached
         # Where the stream never pauses, nobody says that an end is reached: everything that was there at the start is enough.
         self._behind = {number for number in self._behind if self._positions[number] < self._first_ends[number]}
-        self._reached(self._positions, self.complete_at)
+        self._reached(self._positions, self.complete_at.wall)
         if not self._behind:
             self._caught_up.set()
+
+    def _check_gap(self, reached: dict[int, int]) -> None:
+        """Refuse what comes after so long that deletions may be missing in it. If nothing comes, nothing was missed.
+
+        A half of the time that the topic keeps them is for clocks that differ, and for disks: a reader may begin from one as old as a half.
+        """
+        gap = (self._began if self.complete_at is NEVER else self.complete_at).age
+        if gap > max(self._kept / 2, SHORTEST_GAP) and any(self._positions[number] != offset for number, offset in reached.items()):
+            raise TopicError(
+                f"the topic was last read to its end {gap / 3600:.1f} h ago, and keeps deletions for {self._kept / 3600:.1f} h: some "
+                f"may be gone from it, unseen here. {_ANEW}"
+            )
 
     def _heard(self, probe: Probe) -> bool:
         """Is this still the same topic, and where does it end now? False if the cluster did not say."""

@@ -134,7 +134,7 @@ class Live:
         ended = self.follower.close()
         if self.folder is not None and ended:
             folder, self.folder = self.folder, None
-            folder.close(self.follower.positions, self.table.stream_time, self.follower.complete_at)
+            folder.close(self.follower.positions, self.table.stream_time, self.follower.complete_at.wall)
 
     def _reached(self, positions: dict[int, int], complete: float) -> None:
         if self.folder is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec
 
 from crossrep import kafka
 from crossrep.errors import CrossrepError, TopicError
+from crossrep.views.moments import Moment
 
 TIMEOUT = 5.0  # seconds
 
@@ -19,14 +19,14 @@ TIMEOUT = 5.0  # seconds
 class Probe:
     """What the cluster is asked, without waiting: which topic has this name, and where does it end?"""
 
-    asked: float  # time.monotonic()
+    asked: Moment
     _topic: Future[TopicDescription]
     _ends: dict[TopicPartition, Future[ListOffsetsResultInfo]]
 
     @classmethod
     def send(cls, admin: AdminClient, topic: str, partitions: list[int]) -> Probe:
         latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}
-        asked = time.monotonic()
+        asked = Moment.now()
         ends = admin.list_offsets(latest, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=TIMEOUT)
         return cls(asked, admin.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT)[topic], ends)
 

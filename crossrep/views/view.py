@@ -34,7 +34,8 @@ class LocalView:
 
     While the cluster is away the view answers with what it holds, and goes on where it was when the cluster is back; `staleness` says how
     old its answers may be. It ends when it cannot go on: a record is not one of this space, there is no memory for more keys, the topic
-    was deleted, created anew or truncated. Then every question raises CrossrepError, which says why; a new view is the way on.
+    was deleted, created anew or truncated, or deletions may have gone from it while the view was suspended or cut off. Then every question
+    raises CrossrepError, which says why; a new view is the way on.
 
     With an alias, such as `current`, it goes along with promotions: the new space is loaded beside the former, which answers until then,
     and takes its place in one step. Every answer is of one space and says which; `Changes.switched` tells callbacks. For that time it takes

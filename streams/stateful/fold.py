@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from confluent_kafka import Message
 
+from crossrep import kafka
 from crossrep.columnar import frames
 from crossrep.columnar.records import RecordLayout
 from crossrep.errors import CrossrepError, StateError, TopicError
@@ -47,6 +48,7 @@ class Fold:
             topic_ids=self._published.topic_ids,
             memory=Memory.of(options.rocksdb_mb << 20),
             room=Room(folder, options.min_free_mb << 20),
+            tombstones_kept=min(kafka.tombstones_kept(bootstrap, space.representations_topic(entity)) for entity in space.entities),
             slots=options.slots,
         )
         member = Membership(

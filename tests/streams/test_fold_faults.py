@@ -120,3 +120,20 @@ def test_sigterm_flushes_quickly_and_the_next_start_restores_nothing(bootstrap: 
     wait_for(lambda: cluster.ready(port) and settled(space, bootstrap), "all folded")
     assert "(0 records restored" in workers.logs()
     prove(space, bootstrap, load.counts)
+
+
+def test_a_store_older_than_its_topics_keep_deletions_is_rebuilt(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    space, path = new_space(bootstrap, tmp_path)
+    load = Load(space, bootstrap)
+    for name in ("away", "other"):
+        worker = workers.fold(path, name)
+        load.send(500)
+        wait_for(lambda: settled(space, bootstrap), "folded")
+        worker.terminate()
+        assert worker.wait(10) == 0, workers.logs()
+    cluster.alter(bootstrap, space.representations_topic("item"), "delete.retention.ms", "1000")
+    port = cluster.free_port()
+    workers.fold(path, "away", port=port)
+    wait_for(lambda: cluster.ready(port), "ready")
+    assert workers.logs().count("is dropped and will be rebuilt") == space.partitions
+    prove(space, bootstrap, load.counts)
