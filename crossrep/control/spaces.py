@@ -29,6 +29,7 @@ class Published:
     space: Space
     topic_ids: dict[str, str]  # topic -> the id Kafka gave it when it was created
     rewinding: str = ""  # while a rewind is under way: how it was called; no worker may start on half of it
+    rewound: int = 0  # how often events were set back to be read again; every frame says it (crossrep/control/lineage.py)
     retiring: bool = False  # from when its deletion began: nobody may begin to use it
 
 
@@ -53,8 +54,9 @@ class Alias:
 def encode(published: Published) -> bytes:
     """The value on the control topic."""
     space = published.space
-    said = {"spec": space.toml_dict, "hash": space.hash.hex(), "topic_ids": published.topic_ids, "rewinding": published.rewinding}
-    return json.dumps(said | ({"retiring": True} if published.retiring else {}), indent=1).encode()
+    said = {"spec": space.toml_dict, "hash": space.hash.hex(), "topic_ids": published.topic_ids}
+    rewinds = {"rewinding": published.rewinding, "rewound": published.rewound}
+    return json.dumps({**said, **rewinds, **({"retiring": True} if published.retiring else {})}, indent=1).encode()
 
 
 def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[str, bytes]:
@@ -138,6 +140,15 @@ def refuse_retiring(published: Published) -> None:
         raise SpaceError(f"space {name!r} is being retired: parts of it are gone. Finish that: crossrep space retire {name}")
 
 
+def refuse_rewinding(published: Published) -> None:
+    """Raise SpaceError if a rewind of it is half done."""
+    if published.rewinding:
+        name = published.space.name
+        raise SpaceError(
+            f"a rewind of {name!r} was interrupted, and half of it is done. Finish it first: crossrep rewind {name} {published.rewinding}"
+        )
+
+
 def _of(name: str, published: Mapping[str, bytes], bootstrap: str | None) -> Published:
     known = aliases(published)
     if name in known:
@@ -217,4 +228,4 @@ def decode(name: str, value: bytes) -> Published:
         raise SpaceError(
             f"space {name!r} was published with hash {digest}, read here as {space.hash.hex()}: use the crossrep version that published it"
         )
-    return Published(space, topic_ids, declared.get("rewinding", ""), declared.get("retiring", False))
+    return Published(space, topic_ids, declared.get("rewinding", ""), declared.get("rewound", 0), declared.get("retiring", False))
