@@ -319,12 +319,12 @@ class Pipeline:
         positions = []
         for part in found:
             first, end = kafka.watermarks(consumer, part.topic, part.partition)
-            if 0 <= part.offset < first:
+            if part.offset >= 0 and groups.missed(part.offset, first, end):
                 raise StateError(
                     f"{part.topic}[{part.partition}] begins at {first}, but the next to consume is {part.offset}: messages were deleted "
                     f"before they were consumed. To accept the gap: kafka-consumer-groups.sh --group {self._group} --topic "
                     f"{part.topic}:{part.partition} --reset-offsets --to-earliest --execute"
                 )
             beginning = end if self.options.start == "latest" else first
-            positions.append(TopicPartition(part.topic, part.partition, part.offset if part.offset >= 0 else beginning))
+            positions.append(TopicPartition(part.topic, part.partition, max(part.offset, first) if part.offset >= 0 else beginning))
         return positions
