@@ -290,7 +290,7 @@ class Pipeline:
             self._admit()
         positions = self._positions(consumer, partitions)
         # Asked at each assignment: whoever slept through a rewind joins anew, and must not pass for one of those from before it.
-        published = spaces.find(self.space.name, self._bootstrap)
+        published = spaces.outlasting(lambda: spaces.find(self.space.name, self._bootstrap))
         spaces.refuse_rewinding(published)
         self._rewound = published.rewound
         self.assigned = positions

@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from crossrep import kafka
-from crossrep.errors import CrossrepError, SpaceError
+from crossrep.errors import CrossrepError, SpaceError, TopicError
+from crossrep.kafka import Answer
 from crossrep.spec import Space
 
 SPACES_TOPIC = "spaces"  # compacted, one partition; name of a space or an alias -> JSON
 MODELS_TOPIC = "models"  # likewise: space name -> the model that writes to it (crossrep/control/binding.py)
 READ_WITHIN = 20.0  # seconds, of the whole topic
+ASK_AGAIN = 0.5  # seconds after which a broker that knows no such topic, or no leader, is asked again
 REMEMBERED = 50  # promotions that an alias keeps
 
 
@@ -63,6 +65,7 @@ def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[st
     """What is published, by name, still to be decoded: one space that this version cannot read must not hide the others.
 
     Raises:
+        TopicError: the topic must not be read.
         CrossrepError: the cluster does not answer, within READ_WITHIN.
     """
     address = kafka.bootstrap_servers(bootstrap)
@@ -83,8 +86,7 @@ def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[st
     client = kafka.consumer(address, config=kafka.ENDS)
     try:
         try:
-            metadata = client.list_topics(topic, timeout=READ_WITHIN / 2)
-            if metadata.topics[topic].error is not None:
+            if not _exists(client, topic, in_time):
                 return {}
             first, _ = kafka.retried(watermarks, kafka.TRANSIENT)
         except KafkaException as error:
@@ -101,7 +103,7 @@ def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[st
                 if message.error():
                     if message.error().code() in kafka.TRANSIENT:
                         continue
-                    raise CrossrepError(f"reading {topic}: {message.error().str()}")
+                    raise _unreadable(topic, message.error())
                 name = message.key().decode(errors="replace")
                 if message.value() is None:
                     found.pop(name, None)
@@ -109,6 +111,37 @@ def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[st
                     found[name] = message.value()
     finally:
         client.close()
+
+
+def _exists(client: Consumer, topic: str, in_time: Callable[[], None]) -> bool:
+    """Is there such a topic? Only if a broker twice knows none is there none: one that has just started may not have heard of it."""
+    unknown = False
+    while (error := client.list_topics(topic, timeout=READ_WITHIN / 2).topics[topic].error) is not None:
+        if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            if unknown:
+                return False
+            unknown = True
+        elif error.code() not in kafka.TRANSIENT:
+            raise _unreadable(topic, error)
+        in_time()
+        time.sleep(ASK_AGAIN)
+    return True
+
+
+def _unreadable(topic: str, error: KafkaError) -> TopicError:
+    return TopicError(f"topic {topic} cannot be read: {error.str()}. Where there are ACLs, everybody here needs READ on it")
+
+
+def outlasting(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` gives, asked again while the cluster is away, for a minute at most; what else it raises it raises at once."""
+    deadline = time.monotonic() + kafka.RETRY_FOR
+    while True:
+        try:
+            return ask()
+        except CrossrepError as error:
+            if type(error) is not CrossrepError or time.monotonic() > deadline:
+                raise
+            time.sleep(ASK_AGAIN)
 
 
 def find(name: str, bootstrap: str | None = None) -> Published:
