@@ -12,6 +12,7 @@ from confluent_kafka import TopicPartition
 
 from crossrep import kafka
 from crossrep.columnar.algebra import NEVER
+from crossrep.control import groups
 from crossrep.errors import StateError
 from crossrep.spec import Space, fold_group
 
@@ -117,8 +118,6 @@ def at_takeover(space: Space, bootstrap: str, number: int, folded: int) -> tuple
 def within_log(space: Space, number: int, offset: int, log: tuple[int, int]) -> int:
     """The same offset, or the log's end where only a transaction's marker lay in between and retention has emptied the partition.
 
-    Whoever writes frames does so in transactions, so the last offset of a partition is a marker, which nobody folds.
-
     Args:
         log: first and next offset of the partition's frames.
 
@@ -126,11 +125,9 @@ def within_log(space: Space, number: int, offset: int, log: tuple[int, int]) -> 
         StateError: the offset is outside of the log.
     """
     first, end = log
-    if first == end and offset == end - 1:
-        return end
-    if not first <= offset <= end:
+    if groups.missed(offset, first, end) or offset > end:
         raise _gap(space, number, offset, log)
-    return offset
+    return max(offset, first)
 
 
 def _gap(space: Space, number: int, offset: int, log: tuple[int, int]) -> StateError:

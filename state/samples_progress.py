@@ -80,7 +80,7 @@ def _within_log(settings: Settings, number: int, at: Progress, bounds: list[tupl
                 f"begin anew too, beside the old one's samples: stop all workers, kafka-consumer-groups.sh --delete --group "
                 f"{settings.group}, and start with --start earliest"
             )
-        if (first > positions[which] and not first == end == positions[which] + 1) or (first > starts[which] and at.open):
+        if groups.missed(positions[which], first, end) or (first > starts[which] and at.open):
             raise StateError(
                 f"{topic}[{number}] begins at {first}, but is needed from {starts[which]} on: events were deleted before they "
                 f"were joined. To accept the gap: kafka-consumer-groups.sh --group {settings.group} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
@@ -92,7 +92,7 @@ def create(space: Space, bootstrap: str, replication: int = -1) -> list[str]:
     ids = topic_ids(admin, space, new=bool(missing))
     if published is not None and published.topic_ids != ids:
         _renew(space, bootstrap, {name for name, id in ids.items() if published.topic_ids.get(name) != id})
-    wanted = Published(space, ids, published.rewinding if published else "")
+    wanted = replace(published, space=space, topic_ids=ids) if published else Published(space, ids)
     if published != wanted:
         _keep_history(admin, space)
         publish(wanted, bootstrap)
@@ -154,11 +154,7 @@ def check(space: Space, bootstrap: str) -> Published:
     published = spaces.find(space.name, bootstrap)
     _same_spec(space, published)
     spaces.refuse_retiring(published)
-    if published.rewinding:
-        raise SpaceError(
-            f"a rewind of {space.name!r} was interrupted, and half of it is done. Finish it first: crossrep rewind {space.name} "
-            f"{published.rewinding}"
-        )
+    spaces.refuse_rewinding(published)
     _check_topics(kafka.admin(bootstrap), [*CONTROL, *plan(space)])
     same_topics(space, bootstrap, published)
     return published

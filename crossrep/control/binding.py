@@ -96,15 +96,7 @@ def bind(published: Published, model: Model, bootstrap: str, accept: bool = Fals
 
 def check(published: Published, model: Model, bootstrap: str) -> None:
     """Is the space still this model's? Waits out a cluster that is away. Raises ModelError: it is not."""
-    deadline = time.monotonic() + kafka.RETRY_FOR
-    while True:
-        try:
-            return refuse_other(published, model, read(published, bootstrap))
-        except ModelError:
-            raise
-        except CrossrepError:
-            if time.monotonic() > deadline:
-                raise
+    spaces.outlasting(lambda: refuse_other(published, model, read(published, bootstrap)))
 
 
 def read(published: Published, bootstrap: str) -> Binding | None:

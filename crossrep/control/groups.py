@@ -57,6 +57,15 @@ def offsets(bootstrap: str, group: str) -> Offsets:
         raise CrossrepError(f"the cluster does not say how far group {group!r} is: {error.args[0].str()}") from None
 
 
+def missed(position: int, first: int, end: int) -> bool:
+    """Was anything deleted that a group had not consumed, whose next offset is `position`, of a partition that holds [first, end)?
+
+    The last transaction's marker is nothing to consume, and stands alone behind the last message: retention takes it with the rest, and a
+    group that was done stays one offset short. What was aborted behind that cannot be told from what was deleted unread.
+    """
+    return position < first and not first == end == position + 1
+
+
 def lost(bootstrap: str, group: str, inputs: Iterable[str], output: str) -> bool:
     """Has a group no offset of its inputs at all, although its output holds something? Whoever calls commits both together.
 

@@ -18,6 +18,7 @@ class Source:
 
     group: str  # the consumer group that reads the input
     spans: dict[Place, tuple[int, int]]
+    rewound: int = 0  # how often the space had been, so that a batch is told apart from the same events read again
 
     @property
     def ends(self) -> dict[Place, int]:
@@ -25,12 +26,12 @@ class Source:
         return {place: end for place, (_, end) in self.spans.items()}
 
 
-def of(group: str, messages: list[Message]) -> Source:
+def of(group: str, messages: list[Message], rewound: int) -> Source:
     spans: dict[Place, tuple[int, int]] = {}
     for topic, partition, offset in zip(map(Message.topic, messages), map(Message.partition, messages), map(Message.offset, messages)):
         place = (topic, partition)
         spans[place] = (spans[place][0] if place in spans else offset, offset + 1)
-    return Source(group, spans)
+    return Source(group, spans, rewound)
 
 
 def encode(source: Source) -> list[tuple[str, bytes]]:
@@ -38,7 +39,7 @@ def encode(source: Source) -> list[tuple[str, bytes]]:
     topics: dict[str, dict[str, tuple[int, int]]] = {}
     for (topic, partition), span in source.spans.items():
         topics.setdefault(topic, {})[str(partition)] = span
-    return [(HEADER, json.dumps({"group": source.group, "topics": topics}).encode())]
+    return [(HEADER, json.dumps({"group": source.group, "rewound": source.rewound, "topics": topics}).encode())]
 
 
 def decode(message: Message) -> Source | None:
@@ -53,4 +54,4 @@ def parse(header: bytes | str) -> Source:
     """What the header says."""
     said = json.loads(header)
     spans = {(topic, int(number)): (a, b) for topic, numbers in said["topics"].items() for number, (a, b) in numbers.items()}
-    return Source(said["group"], spans)
+    return Source(said["group"], spans, said.get("rewound", 0))

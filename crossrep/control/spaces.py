@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from crossrep import kafka
-from crossrep.errors import CrossrepError, SpaceError
+from crossrep.errors import CrossrepError, SpaceError, TopicError
+from crossrep.kafka import Answer
 from crossrep.spec import Space
 
 SPACES_TOPIC = "spaces"  # compacted, one partition; name of a space or an alias -> JSON
 MODELS_TOPIC = "models"  # likewise: space name -> the model that writes to it (crossrep/control/binding.py)
 READ_WITHIN = 20.0  # seconds, of the whole topic
+ASK_AGAIN = 0.5  # seconds after which a broker that knows no such topic, or no leader, is asked again
 REMEMBERED = 50  # promotions that an alias keeps
 
 
@@ -29,6 +31,7 @@ class Published:
     space: Space
     topic_ids: dict[str, str]  # topic -> the id Kafka gave it when it was created
     rewinding: str = ""  # while a rewind is under way: how it was called; no worker may start on half of it
+    rewound: int = 0  # how often events were set back to be read again; every frame says it (crossrep/control/lineage.py)
     retiring: bool = False  # from when its deletion began: nobody may begin to use it
 
 
@@ -53,14 +56,16 @@ class Alias:
 def encode(published: Published) -> bytes:
     """The value on the control topic."""
     space = published.space
-    said = {"spec": space.toml_dict, "hash": space.hash.hex(), "topic_ids": published.topic_ids, "rewinding": published.rewinding}
-    return json.dumps(said | ({"retiring": True} if published.retiring else {}), indent=1).encode()
+    said = {"spec": space.toml_dict, "hash": space.hash.hex(), "topic_ids": published.topic_ids}
+    rewinds = {"rewinding": published.rewinding, "rewound": published.rewound}
+    return json.dumps({**said, **rewinds, **({"retiring": True} if published.retiring else {})}, indent=1).encode()
 
 
 def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[str, bytes]:
     """What is published, by name, still to be decoded: one space that this version cannot read must not hide the others.
 
     Raises:
+        TopicError: the topic must not be read.
         CrossrepError: the cluster does not answer, within READ_WITHIN.
     """
     address = kafka.bootstrap_servers(bootstrap)
@@ -81,8 +86,7 @@ def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[st
     client = kafka.consumer(address, config=kafka.ENDS)
     try:
         try:
-            metadata = client.list_topics(topic, timeout=READ_WITHIN / 2)
-            if metadata.topics[topic].error is not None:
+            if not _exists(client, topic, in_time):
                 return {}
             first, _ = kafka.retried(watermarks, kafka.TRANSIENT)
         except KafkaException as error:
@@ -99,7 +103,7 @@ def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[st
                 if message.error():
                     if message.error().code() in kafka.TRANSIENT:
                         continue
-                    raise CrossrepError(f"reading {topic}: {message.error().str()}")
+                    raise _unreadable(topic, message.error())
                 name = message.key().decode(errors="replace")
                 if message.value() is None:
                     found.pop(name, None)
@@ -107,6 +111,37 @@ def read_all(bootstrap: str | None = None, topic: str = SPACES_TOPIC) -> dict[st
                     found[name] = message.value()
     finally:
         client.close()
+
+
+def _exists(client: Consumer, topic: str, in_time: Callable[[], None]) -> bool:
+    """Is there such a topic? Only if a broker twice knows none is there none: one that has just started may not have heard of it."""
+    unknown = False
+    while (error := client.list_topics(topic, timeout=READ_WITHIN / 2).topics[topic].error) is not None:
+        if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            if unknown:
+                return False
+            unknown = True
+        elif error.code() not in kafka.TRANSIENT:
+            raise _unreadable(topic, error)
+        in_time()
+        time.sleep(ASK_AGAIN)
+    return True
+
+
+def _unreadable(topic: str, error: KafkaError) -> TopicError:
+    return TopicError(f"topic {topic} cannot be read: {error.str()}. Where there are ACLs, everybody here needs READ on it")
+
+
+def outlasting(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` gives, asked again while the cluster is away, for a minute at most; what else it raises it raises at once."""
+    deadline = time.monotonic() + kafka.RETRY_FOR
+    while True:
+        try:
+            return ask()
+        except CrossrepError as error:
+            if type(error) is not CrossrepError or time.monotonic() > deadline:
+                raise
+            time.sleep(ASK_AGAIN)
 
 
 def find(name: str, bootstrap: str | None = None) -> Published:
@@ -136,6 +171,15 @@ def refuse_retiring(published: Published) -> None:
     if published.retiring:
         name = published.space.name
         raise SpaceError(f"space {name!r} is being retired: parts of it are gone. Finish that: crossrep space retire {name}")
+
+
+def refuse_rewinding(published: Published) -> None:
+    """Raise SpaceError if a rewind of it is half done."""
+    if published.rewinding:
+        name = published.space.name
+        raise SpaceError(
+            f"a rewind of {name!r} was interrupted, and half of it is done. Finish it first: crossrep rewind {name} {published.rewinding}"
+        )
 
 
 def _of(name: str, published: Mapping[str, bytes], bootstrap: str | None) -> Published:
@@ -217,4 +261,4 @@ def decode(name: str, value: bytes) -> Published:
         raise SpaceError(
             f"space {name!r} was published with hash {digest}, read here as {space.hash.hex()}: use the crossrep version that published it"
         )
-    return Published(space, topic_ids, declared.get("rewinding", ""), declared.get("retiring", False))
+    return Published(space, topic_ids, declared.get("rewinding", ""), declared.get("rewound", 0), declared.get("retiring", False))

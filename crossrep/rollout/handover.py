@@ -30,10 +30,10 @@ def offsets(cut: Cut, archived: Space, space: Space, bootstrap: str) -> Offsets:
     try:
         for topic, numbers in to.items():
             for number, offset in numbers.items():
-                first, _ = kafka.watermarks(client, topic, number)
-                if first > offset:
+                log = kafka.watermarks(client, topic, number)
+                if groups.missed(offset, *log):
                     raise StateError(
-                        f"the events behind the cut begin at {topic}[{number}]@{offset}, but those before {first} were deleted. Archive "
+                        f"the events behind the cut begin at {topic}[{number}]@{offset}, but those before {log[0]} were deleted. Archive "
                         "again, for a newer cut; with --until, say a later time. Or leave those out: --no-hand-over"
                     )
     finally:

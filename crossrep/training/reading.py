@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from confluent_kafka import Message
 
 from crossrep import kafka
-from crossrep.control import spaces
+from crossrep.control import groups, spaces
 from crossrep.errors import DataError, SpaceError
 from crossrep.spec import Space
 from crossrep.training.records import TrainingBatch, TrainingLayout
@@ -63,8 +63,7 @@ def _bounds(space: Space, bootstrap: str, begins: Mapping[int, int | None]) -> d
     for number, begin in begins.items():
         first, end = found[number]
         bounds[number] = (first if begin is None else max(begin, first)), end
-        marker = first == end and begin == first - 1  # the last transaction's, behind the last sample: nothing is lost with it
-        if begin is not None and not (first <= begin <= end or marker):
+        if begin is not None and (groups.missed(begin, first, end) or begin > end):
             raise DataError(
                 f"{space.training_topic}[{number}] holds the offsets from {first} up to {end}, not {begin}: samples were deleted by "
                 "retention before they were read, or the topic was created anew. Begin without `start`"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from crossrep.errors import BadRecord
 from crossrep.keys import MISSING, KeyIndex, Keys
+from crossrep.spec import MAX_KEY_BYTES
 from crossrep.views.follow import Follower
 from models.upstream import UpstreamModel
 from schemas import codec
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 class FeatureView:
     """The encoded features of every user or item.
 
-    A feature record that cannot be read is skipped: what was known before stays, and `skipped` counts it.
+    A feature record that cannot be read is skipped: what was known before stays, and `skipped` counts it. A tombstone deletes the id that
+    is its message key: a worker that starts once compaction has removed the record must not know less than one that runs.
 
     Args:
         kind: "user" or "item".
@@ -62,16 +64,24 @@ class FeatureView:
         self._follower.close()
 
     def _apply(self, names: list[bytes], values: list[bytes | None]) -> None:
-        known: dict[bytes, tuple[str, dict[str, object]]] = {}
+        newest: dict[bytes, tuple[str, dict[str, object]] | None] = {}  # None: deleted
         for name, value in zip(names, values):
+            if value is None:
+                newest[name] = None
+                continue
             try:
                 record = self._codec.decode(value)
                 key = record[f"{self.kind}_id"].encode()
                 Keys.of([key])
-                known[key] = (record[f"{self.kind}_id"], record["values"])
+                newest[key] = (record[f"{self.kind}_id"], record["values"])
             except (BadRecord, ValueError) as error:
                 self.skipped += 1
                 log.warning("%s features under key %r are skipped: %s", self.kind, name, error)
+        deleted = Keys.of([name for name, features in newest.items() if features is None and name and len(name) <= MAX_KEY_BYTES])
+        with self._lock:
+            slots = self._index.find(deleted)
+            self._index.remove(slots[slots != MISSING])
+        known = {key: features for key, features in newest.items() if features is not None}
         if not known:
             return
         encoded = self._model.encode(self.kind, [id for id, _ in known.values()], [row for _, row in known.values()])

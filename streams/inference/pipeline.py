@@ -30,7 +30,7 @@ from crossrep import kafka
 from crossrep.columnar import frames
 from crossrep.columnar.aggregates import combine
 from crossrep.columnar.rows import Rows
-from crossrep.control import groups, lineage
+from crossrep.control import groups, lineage, spaces
 from crossrep.errors import BadRecord, CrossrepError, StateError
 from crossrep.spec import Space
 from state import dead_letters, faults
@@ -117,6 +117,7 @@ class Pipeline:
         self.assigned: list[TopicPartition] | None = None  # None until the first assignment
         self._inputs, self._group, self._bootstrap = inputs, group, bootstrap
         self._silence = Silence(bootstrap)
+        self._rewound = 0  # how often the space was, when the partitions were taken
         self._stop = threading.Event()
         self._read, *self._stages = stages
         self._threads = [ThreadPoolExecutor(1, f"stage-{number}") for number in range(1, len(stages))]
@@ -200,7 +201,7 @@ class Pipeline:
         result.set_result(self._read(messages))
         for stage, thread in zip(self._stages, self._threads):
             result = thread.submit(self._transform, stage, result)
-        source = lineage.of(self._group, messages)
+        source = lineage.of(self._group, messages, self._rewound)
         self._silence.heard(source.ends)
         self._under_way.append(self._commits.submit(self._commit_in_turn, _Batch(source, group, result)))
         self.stats.messages += len(messages)
@@ -288,6 +289,10 @@ class Pipeline:
         if partitions:
             self._admit()
         positions = self._positions(consumer, partitions)
+        # Asked at each assignment: whoever slept through a rewind joins anew, and must not pass for one of those from before it.
+        published = spaces.outlasting(lambda: spaces.find(self.space.name, self._bootstrap))
+        spaces.refuse_rewinding(published)
+        self._rewound = published.rewound
         self.assigned = positions
         consumer.assign(positions)
         self._silence.unassigned()
@@ -314,12 +319,12 @@ class Pipeline:
         positions = []
         for part in found:
             first, end = kafka.watermarks(consumer, part.topic, part.partition)
-            if 0 <= part.offset < first:
+            if part.offset >= 0 and groups.missed(part.offset, first, end):
                 raise StateError(
                     f"{part.topic}[{part.partition}] begins at {first}, but the next to consume is {part.offset}: messages were deleted "
                     f"before they were consumed. To accept the gap: kafka-consumer-groups.sh --group {self._group} --topic "
                     f"{part.topic}:{part.partition} --reset-offsets --to-earliest --execute"
                 )
             beginning = end if self.options.start == "latest" else first
-            positions.append(TopicPartition(part.topic, part.partition, part.offset if part.offset >= 0 else beginning))
+            positions.append(TopicPartition(part.topic, part.partition, max(part.offset, first) if part.offset >= 0 else beginning))
         return positions

@@ -18,6 +18,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from crossrep import kafka
+from crossrep.control.groups import missed
 from crossrep.control.workers import stages, unless_unknown
 from crossrep.errors import CrossrepError, SpaceError, SpecError, TopicError
 from crossrep.spec import Space
@@ -84,8 +85,8 @@ class Behind:
 
     @property
     def lost(self) -> bool:
-        """Was anything deleted unread? The marker of the last transaction does not count: nobody reads it."""
-        return self.first > self.position and not (self.first == self.end == self.position + 1)
+        """Was anything deleted unread?"""
+        return missed(self.position, self.first, self.end)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 After a bad model has written three hours of nonsense: stop all workers, `crossrep rewind SPACE --to TIME`, start them with the good model.
 
 1. *The cut.* Every partition of the frames topic is cut at the first frame appended at TIME or later; frames of one batch are never
-   cut apart. The frames behind the cut are left out for good, and the events they were made of are read again: every frame says which
-   those were (`crossrep.control.lineage`).
+   cut apart, and no events are read again of which a frame stays. The frames behind the cut are left out for good, and the events they
+   were made of are read again: every frame says which those were, and after how many rewinds (`crossrep.control.lineage`).
 2. *The state.* The history holds what every key was at certain points (`state.history`). The newest point before the cut is restored by
    writing former records over those that changed since, with the progress, in one transaction a partition: the same protocol as a flush.
 3. The workers fold the good frames between point and cut again, pass those behind it, and go on with the new ones.
@@ -37,6 +37,8 @@ from streams import topics
 
 MARGIN = 60.0  # seconds before the cut in which a batch may have begun that ends behind it
 TIMEOUT = 600.0  # seconds a partition's transaction may take
+
+Spans = dict[int, tuple[int, int]]  # partition of frames -> two offsets
 
 
 @dataclass
@@ -81,7 +83,8 @@ def plan(
     rereads: dict[str, dict[Place, int]] = {}
     foreign = 0
     if leave_out:
-        cuts, rereads, foreign = _cut(space, bootstrap, to, cuts, bounds, progressed)
+        cuts, behind, foreign = _cut(space, bootstrap, to, cuts, bounds, progressed)
+        rereads = {group: _not_forward(bootstrap, group, places) for group, places in behind.items()}
         _refuse_if_events_are_gone(bootstrap, rereads)
     steps = []
     for number, (first, end) in sorted(bounds.items()):
@@ -121,7 +124,7 @@ def apply(space: Space, bootstrap: str, plan: Plan, stepped: Callable[[], None] 
         for (topic, number), offset in places.items():
             to[topic][number] = offset
         groups.move(bootstrap, group, to)
-    topics.publish(replace(published, rewinding=""), bootstrap)
+    topics.publish(replace(published, rewinding="", rewound=published.rewound + plan.leave_out), bootstrap)
 
 
 def called(plan: Plan) -> str:
@@ -148,7 +151,7 @@ def _text(time: float) -> str:
 # --- the cut ---
 
 
-def _offsets_at(space: Space, bootstrap: str, to: float, bounds: dict[int, tuple[int, int]]) -> dict[int, int]:
+def _offsets_at(space: Space, bootstrap: str, to: float, bounds: Spans) -> dict[int, int]:
     """Per partition, the first frame appended at `to` or later."""
     client = kafka.consumer(bootstrap)
     try:
@@ -160,41 +163,59 @@ def _offsets_at(space: Space, bootstrap: str, to: float, bounds: dict[int, tuple
 
 
 def _cut(
-    space: Space,
-    bootstrap: str,
-    to: float,
-    cuts: dict[int, int],
-    bounds: dict[int, tuple[int, int]],
-    progressed: Callable[[int, int], None],
+    space: Space, bootstrap: str, to: float, cuts: dict[int, int], bounds: Spans, progressed: Callable[[int, int], None]
 ) -> tuple[dict[int, int], dict[str, dict[Place, int]], int]:
     """Cuts moved back until no batch is cut apart; where the events behind them begin, per group and partition; and frames of others."""
     starts = _offsets_at(space, bootstrap, to - MARGIN, bounds)
     total, foreign = sum(bounds[n][1] - starts[n] for n in bounds), 0
-    batches: dict[bytes, dict[int, int]] = defaultdict(dict)  # header -> partition -> first frame
-    sources: dict[bytes, lineage.Source] = {}
+    batches: dict[bytes, Spans] = defaultdict(dict)  # header -> first and last frame
     for done, message in enumerate(kafka.messages(bootstrap, space.frames_topic, {n: (starts[n], bounds[n][1]) for n in bounds})):
-        source = lineage.decode(message)
-        if source is None:
+        header = dict(message.headers() or []).get(lineage.HEADER)
+        if header is None:
             foreign += message.offset() >= cuts[message.partition()]
         else:
-            header = dict(message.headers())[lineage.HEADER]
-            sources[header] = source
-            batches[header].setdefault(message.partition(), message.offset())
+            first, _ = batches[header].get(message.partition(), (message.offset(), 0))
+            batches[header][message.partition()] = first, message.offset()
         if done % 1000 == 0:
             progressed(done, total)
-    behind: set[bytes] = set()
-    while True:
-        more = {batch for batch, firsts in batches.items() if any(first >= cuts[n] for n, first in firsts.items())} - behind
-        if not more:
-            break
-        behind |= more
-        cuts = {n: min([cut, *(batches[batch][n] for batch in more if n in batches[batch])]) for n, cut in cuts.items()}
-    rereads: dict[str, dict[Place, int]] = {}
-    for batch in behind:
-        places = rereads.setdefault(sources[batch].group, {})
-        for place, (first, _) in sources[batch].spans.items():
-            places[place] = min(places.get(place, first), first)
-    return cuts, rereads, foreign
+    return *_behind(batches, cuts), foreign
+
+
+def _behind(batches: dict[bytes, Spans], cuts: dict[int, int]) -> tuple[dict[int, int], dict[str, dict[Place, int]]]:
+    """Cuts moved back, and where the events of all batches behind them begin.
+
+    A batch is behind if a frame of it is, or one of its events is read again: it may lie in front although an earlier batch of its events
+    is behind, since other batches move cuts back, and since brokers' clocks differ. Those made before an earlier rewind are not drawn
+    behind by those made after it: of the same events, they are left out already.
+    """
+    left, cuts = {header: lineage.parse(header) for header in batches}, dict(cuts)
+    newest = max((source.rewound for source in left.values()), default=0)
+    begins: dict[tuple[str, int, Place], int] = {}  # group, times rewound, place -> the first event that is read again
+
+    def lies_behind(header: bytes, source: lineage.Source) -> bool:
+        return any(last >= cuts[number] for number, (_, last) in batches[header].items()) or any(
+            end > begins.get((source.group, source.rewound, place), math.inf) for place, end in source.ends.items()
+        )
+
+    while more := [header for header, source in left.items() if lies_behind(header, source)]:
+        for header in more:
+            source = left.pop(header)
+            cuts.update((number, min(cuts[number], first)) for number, (first, _) in batches[header].items())
+            for place, (first, _) in source.spans.items():
+                for rewound in range(source.rewound, newest + 1):
+                    at = source.group, rewound, place
+                    begins[at] = min(begins.get(at, first), first)
+    rereads: dict[str, dict[Place, int]] = defaultdict(dict)
+    for (group, rewound, place), first in begins.items():
+        if rewound == newest:
+            rereads[group][place] = first
+    return cuts, rereads
+
+
+def _not_forward(bootstrap: str, group: str, places: dict[Place, int]) -> dict[Place, int]:
+    """The same, or where the group is before that: an earlier rewind has set it back, and what it is to read is not made again yet."""
+    now = groups.offsets(bootstrap, group)
+    return {(topic, number): min(first, now.get(topic, {}).get(number, first)) for (topic, number), first in places.items()}
 
 
 def _refuse_if_events_are_gone(bootstrap: str, rereads: dict[str, dict[Place, int]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from confluent_kafka.admin import AdminClient
 
 from crossrep import kafka
 from crossrep.control import groups
-from crossrep.spec import fold_group
+from crossrep.control.cuts import Cut
+from crossrep.errors import StateError
+from crossrep.rollout import handover
+from crossrep.spec import Space, fold_group, frame_group, infer_group
 from tests import cluster
 from tests.cluster import Load, Workers, new_space, prove, ready, settled, wait_for
 
@@ -81,6 +85,66 @@ def test_frames_deleted_before_a_space_was_ever_folded(bootstrap: str, workers: 
         future.result()
     assert workers.fold(path).wait(60) == 3, "refused, not skipped"
     assert "the next to fold is 0: frames were deleted before they were folded" in workers.logs()
+
+
+def in_a_transaction(space: Space, bootstrap: str, topic: str, messages: int) -> None:
+    """Behind them lies the transaction's marker, which takes an offset of its own."""
+    producer = kafka.transactional_producer(bootstrap, f"{space.name}.writer", 10.0)
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for _ in range(messages):
+        producer.produce(topic, b"a dead letter", partition=0)
+    producer.commit_transaction(30)
+
+
+def empty(bootstrap: str, topic: str) -> None:
+    """As retention does it."""
+    admin, (_, end) = kafka.admin(bootstrap), kafka.bounds(bootstrap, topic)[0]
+    for future in admin.delete_records([TopicPartition(topic, 0, end)]).values():
+        future.result(30)
+
+
+@pytest.mark.parametrize("deleted", ["consumed", "unread"])
+def test_messages_deleted_behind_and_before_the_next_to_consume(bootstrap: str, workers: Workers, tmp_path: Path, deleted: str) -> None:
+    space, path = new_space(bootstrap, tmp_path, partitions=1)
+
+    def frame() -> tuple[subprocess.Popen[bytes], int]:
+        port = cluster.free_port()
+        return workers.start("frame", str(path), "--name", "f", "--port", str(port), "--session-timeout", "3"), port
+
+    worker, port = frame()
+    in_a_transaction(space, bootstrap, space.inference_topic, 10)
+    group = frame_group(space)
+    wait_for(lambda: groups.offsets(bootstrap, group) == {space.inference_topic: {0: 10}}, "consumed")
+    worker.terminate()
+    assert worker.wait(30) == 0
+    if deleted == "unread":
+        in_a_transaction(space, bootstrap, space.inference_topic, 1)
+    empty(bootstrap, space.inference_topic)
+    again, port = frame()
+    if deleted == "consumed":
+        wait_for(lambda: ready(port), "it goes on: nothing unread is gone")
+        in_a_transaction(space, bootstrap, space.inference_topic, 1)
+        wait_for(lambda: groups.offsets(bootstrap, group) == {space.inference_topic: {0: 12}}, "and consumes what comes then")
+    else:
+        assert again.wait(60) == 1, "refused, not skipped"
+        assert "messages were deleted before they were consumed" in workers.logs()
+
+
+def test_a_replay_hands_over_where_only_a_marker_is_gone(bootstrap: str, tmp_path: Path) -> None:
+    space, _ = new_space(bootstrap, tmp_path, partitions=1)
+    topic = space.inputs.clicks
+    in_a_transaction(space, bootstrap, topic, 10)
+    empty(bootstrap, topic)
+    end = kafka.bounds(bootstrap, topic)[0][1]
+
+    def offsets(to: int) -> groups.Offsets:
+        cut = Cut(id="c", groups={infer_group(space): {topic: {0: to}}}, ends={}, skipped={})
+        return handover.offsets(cut, space, space, bootstrap)
+
+    assert offsets(end - 1) == {topic: {0: end - 1}}
+    with pytest.raises(StateError, match=rf"\[0\]@{end - 2}, but those before {end} were deleted"):
+        offsets(end - 2)
 
 
 def test_a_group_moved_back_is_refused_and_the_message_puts_it_right(bootstrap: str, workers: Workers, tmp_path: Path) -> None:

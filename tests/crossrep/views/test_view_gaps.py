@@ -19,7 +19,8 @@ from crossrep.spec import Space
 from crossrep.views.moments import NEVER, Moment
 from serve.replica import Place, Replica
 from state.store import Memory, Room
-from streams import broker, kafka_node
+from streams import broker
+from streams.broker import server
 from tests.cluster import ROOT, alter, new_space, wait_for
 from tests.crossrep.snapshot_world import Changelog
 
@@ -121,9 +122,9 @@ def test_age_counts_sleep_and_no_clock_that_is_set_back() -> None:
 
 
 def test_where_settings_may_not_be_asked_a_day_is_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kafka_node.SETTINGS, "authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer")
-    monkeypatch.setitem(kafka_node.SETTINGS, "allow.everyone.if.no.acl.found", "true")
-    monkeypatch.setitem(kafka_node.SETTINGS, "super.users", "User:nobody")
+    monkeypatch.setitem(server.SETTINGS, "authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer")
+    monkeypatch.setitem(server.SETTINGS, "allow.everyone.if.no.acl.found", "true")
+    monkeypatch.setitem(server.SETTINGS, "super.users", "User:nobody")
     bootstrap = broker.up(tmp_path / "kafka", progress=False).bootstrap
     try:
         space, _ = new_space(bootstrap, tmp_path)

@@ -17,9 +17,10 @@ from confluent_kafka import TopicPartition
 
 from crossrep import LocalView, kafka
 from crossrep.columnar.records import RecordLayout
-from crossrep.control import spaces
+from crossrep.control import groups, lineage, spaces
+from crossrep.control.lineage import Source
 from crossrep.errors import StateError
-from crossrep.spec import Space
+from crossrep.spec import Space, infer_group
 from state import history
 from state.history import Undo
 from state.progress import Point, Progress
@@ -172,6 +173,125 @@ def test_a_worker_that_slept_through_a_rewind_knows_nothing_any_more(bootstrap: 
     load.send(200)
     wait_for(lambda: settled(space, bootstrap), "folded on")
     prove(space, bootstrap, {entity: count + load.counts[entity] - before[entity] for entity, count in good.items()})
+
+
+def test_events_read_again_before_are_not_lost(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
+    """The same batch is made twice, and the second rewind goes to the time in between."""
+    space, path = new_space(bootstrap, tmp_path, SHORT, partitions=1)
+    feed = Feed(space, small_dataset(), bootstrap)
+    feed.send(50)
+    to = int(time.time())
+    for _ in range(2):
+        infer = start_infer(workers, path, "i0", "--max-delay", "2")
+        wait_for(lambda: inferred(space, bootstrap), "made once more")
+        stop(infer)
+        plan = rewound(space, bootstrap, to)
+        assert sum(step.end - step.cut for step in plan.steps) > 0
+        to = int(time.time())
+    made_of = [lineage.decode(m) for m in kafka.messages(bootstrap, space.frames_topic, kafka.bounds(bootstrap, space.frames_topic))]
+    assert len(made_of) > 3 and all(source.spans == made_of[0].spans for source in made_of), "the batches were to be the same"
+    workers.fold(path)
+    start_infer(workers, path)
+    wait_for(lambda: inferred(space, bootstrap) and settled(space, bootstrap), "folded", 90)
+    prove(space, bootstrap, feed.counts)
+
+
+class Batch:
+    """A batch of events as an inference worker writes it: its frames, in one transaction."""
+
+    def __init__(self, space: Space, bootstrap: str, name: str, number: int, span: tuple[int, int]):
+        self._topic, self._headers = space.frames_topic, lineage.encode(Source(infer_group(space), {(space.inputs.clicks, number): span}))
+        self._producer = kafka.transactional_producer(bootstrap, f"{space.name}.{name}", 30.0)
+        self._producer.init_transactions(30)
+        self._producer.begin_transaction()
+
+    def frame(self, partition: int) -> None:
+        self._producer.produce(self._topic, b"frame", partition=partition, headers=self._headers)
+        assert self._producer.flush(30) == 0
+
+    def commit(self) -> None:
+        self._producer.commit_transaction(30)
+
+
+@pytest.mark.parametrize("skew", [0.0, 4.0])
+def test_after_any_rewinds_every_event_counts_once(skew: float) -> None:
+    """Random lives of two workers, one an event partition, or one with both. `skew`: by how many seconds brokers' clocks are wrong."""
+    for seed in range(200):
+        random, clock, rewound = Random(seed), 100.0, 0
+        wrong = [random.uniform(-skew, skew) for _ in range(2)]
+        inferred_to = {("events", 0): 0, ("events", 1): 0}
+        log: list[list[tuple[bytes, float, int]]] = [[], []]  # partition of frames -> header, append time, turn
+        left_out: list[set[int]] = [set(), set()]
+        for turn in range(40):
+            if random.random() < 0.8:
+                sent = []
+                for places in random.choice([[[0]], [[1]], [[0], [1]], [[0, 1]]]):
+                    spans = {("events", n): (inferred_to["events", n], inferred_to["events", n] + 5) for n in places}
+                    inferred_to |= {place: end for place, (_, end) in spans.items()}
+                    ((_, header),) = lineage.encode(Source("g", spans, rewound))
+                    sent += [(header, number) for number in random.choices([0, 1], k=random.randint(1, 3))]
+                for header, number in random.sample(sent, len(sent)):
+                    clock += random.random()
+                    log[number].append((header, clock + wrong[number], turn))
+                continue
+            to = clock - random.choice([3, 10, 40]) * random.random()
+            at = {turn for frames in log for _, time, turn in frames if time >= to}
+            batches: dict[bytes, rewind.Spans] = {}
+            for number, frames in enumerate(log):
+                for offset, (header, _, _) in enumerate(frames):
+                    first, _ = batches.setdefault(header, {}).get(number, (offset, offset))
+                    batches[header][number] = first, offset
+            late = {number: sum(time < to for _, time, _ in frames) for number, frames in enumerate(log)}
+            cuts, rereads = rewind._behind(batches, late)
+            for number, cut in cuts.items():
+                left_out[number] |= set(range(cut, len(log[number])))
+                assert skew or at.issuperset(turn for _, _, turn in log[number][cut:]), "more is left out than must be"
+            inferred_to |= {place: min(inferred_to[place], first) for place, first in rereads.get("g", {}).items()}
+            rewound += 1
+            stays = [header for n, frames in enumerate(log) for offset, (header, _, _) in enumerate(frames) if offset not in left_out[n]]
+            for place, end in inferred_to.items():
+                spans_of = sorted({s[place] for s in (lineage.parse(header).spans for header in stays) if place in s})
+                assert [first for first, _ in spans_of] == list(range(0, end, 5)), f"seed {seed}: {place} is not made once up to {end}"
+            gone = {header for n, offsets in enumerate(left_out) for header, _, _ in (log[n][offset] for offset in offsets)}
+            assert gone.isdisjoint(stays), f"seed {seed}: a batch is cut apart"
+
+
+def next_second() -> int:
+    """The time, as soon as it is a whole second."""
+    time.sleep(1.01 - time.time() % 1)
+    return int(time.time())
+
+
+def test_a_later_batch_of_events_that_are_read_again_does_not_stay(bootstrap: str, tmp_path: Path) -> None:
+    """A batch that took long draws another worker's behind the cut, whose next one lies in front of it, in a partition of its own."""
+    space, _ = new_space(bootstrap, tmp_path, SHORT, partitions=3)
+    next_second()
+    slow, drawn, later = (Batch(space, bootstrap, *of) for of in (("a", 0, (0, 100)), ("b", 1, (0, 50)), ("c", 1, (50, 90))))
+    slow.frame(0)
+    drawn.frame(0)
+    drawn.commit()
+    later.frame(1)
+    later.commit()
+    to = next_second()
+    slow.frame(2)
+    slow.commit()
+    plan = rewind.plan(space, bootstrap, to)
+    assert plan.rereads == {infer_group(space): {(space.inputs.clicks, 0): 0, (space.inputs.clicks, 1): 0}}
+    assert [step.cut for step in plan.steps] == [0, 0, 0], "a frame stays whose events are read again"
+
+
+def test_a_group_that_was_set_back_is_not_set_forward(bootstrap: str, tmp_path: Path) -> None:
+    """Rewound too far, and at once again to a later time: the frames in between are left out for good, so their events must be made."""
+    space, _ = new_space(bootstrap, tmp_path, SHORT, partitions=1)
+    before = next_second()
+    for name, span in (("a", (0, 50)), ("b", (50, 100))):
+        batch, to = Batch(space, bootstrap, name, 0, span), next_second()
+        batch.frame(0)
+        batch.commit()
+    groups.move(bootstrap, infer_group(space), {space.inputs.clicks: {0: 100}})
+    rewind.apply(space, bootstrap, rewind.plan(space, bootstrap, before))
+    rewind.apply(space, bootstrap, rewind.plan(space, bootstrap, to))
+    assert groups.offsets(bootstrap, infer_group(space)) == {space.inputs.clicks: {0: 0}}
 
 
 class Simulated:
