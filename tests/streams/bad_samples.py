@@ -1,10 +1,13 @@
-"""Events for the tests of bad input."""
+"""Events, and samples of other teams' models, for the tests of bad input."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+import numpy as np
+
+from crossrep.spec import Space
 from schemas import codec
 
 NOW = time.time()
@@ -17,3 +20,16 @@ def event(kind: str = "impression", **changed: Any) -> bytes:
     if kind == "click":
         whole["impression_id"] = "e"
     return codec(kind).encode({**whole, **changed})
+
+
+def sample(space: Space, **changed: Any) -> bytes:
+    """An encoded sample of another team's model, good unless something is changed."""
+    vectors = {name: np.linspace(0, 1, dim, dtype="<f4").tobytes() for name, dim in space.sources.items()}
+    whole = {
+        "event": "click",
+        "event_time": int((NOW - DAY) * 1000),
+        "keys": {"user": "u", "item": "i"},
+        "vectors": vectors,
+        "weight": None,
+    }
+    return codec("inference").encode({**whole, **changed})

@@ -20,7 +20,7 @@ from crossrep.writer import rows_of
 from schemas import codec
 from state import dead_letters
 from tests.cluster import Workers, new_space, prove, settled, wait_for
-from tests.streams.bad_samples import DAY, NOW, event
+from tests.streams.bad_samples import DAY, NOW, event, sample
 from tests.streams.small_model import SPEC, consumed, inferred, nothing_open, small_dataset, start_infer
 
 
@@ -259,18 +259,6 @@ def test_frames(bootstrap: str, workers: Workers, tmp_path: Path) -> None:
             assert np.array_equal(answer[name].times[expected.present], expected.times[expected.present])
         np.testing.assert_allclose(answer["cr"].weights, state.columns["cr"].weight[slots])
     prove(space, bootstrap, {"user": sum(map(len, taken)), "item": 0})  # and `crossrep verify` refuses what the workers refuse
-
-
-def sample(space: Space, **changed: Any) -> bytes:
-    vectors = {name: np.linspace(0, 1, dim, dtype="<f4").tobytes() for name, dim in space.sources.items()}
-    whole = {
-        "event": "click",
-        "event_time": int((NOW - DAY) * 1000),
-        "keys": {"user": "u", "item": "i"},
-        "vectors": vectors,
-        "weight": None,
-    }
-    return codec("inference").encode({**whole, **changed})
 
 
 def test_samples_through_crossrep_frame(bootstrap: str, workers: Workers, tmp_path: Path) -> None:

@@ -44,25 +44,28 @@ def test_deleted_features_are_not_used_any_more(bootstrap: str, workers: Workers
         producer.produce(topic, value, key)
         assert producer.flush(30) == 0
 
-    known = {name: column[1] for name, column in data.user_features.items()}
     model = upstream.load(small_model())
-    item, at = np.zeros((1, len(model.features["item"])), np.int32), np.zeros((1, len(model.features["event"])), np.int32)
-    urs = [model.forward(model.encode("user", [users[1]], [features]), item, at)["ur"][0] for features in (known, {})]
-    assert np.abs(urs[0] - urs[1]).max() > 0.05, "this user's features were to matter"
+    others = [np.zeros((len(users), len(model.features[kind])), np.int32) for kind in ("item", "event")]
+    features = [{name: column[i] for name, column in data.user_features.items()} for i in range(len(users))]
+    known, unknown = (model.forward(model.encode("user", users, of), *others)["ur"] for of in (features, [{}] * len(users)))
+    matters = np.abs(known - unknown).max(axis=1)
+    first, second, user = np.argsort(matters)[-3:].tolist()
+    near = matters[user] / 4
+    assert near > 0.001, "the features of one user were to matter"  # float16, in which frames hold them, is ten times as fine
 
     topic, port = space.inputs.user_features, free_port()
-    for key in (users[0], users[2], "nobody", "x" * 65):
+    for key in (users[first], users[second], "nobody", "x" * 65):
         publish(topic, key, None)
-    publish(topic, users[2], codec("user_features").encode({"user_id": users[2], "values": known}))  # comes back, in the same run
+    publish(topic, users[second], codec("user_features").encode({"user_id": users[second], "values": features[second]}))  # in the same run
     start_infer(workers, path, port=port)
     wait_for(lambda: ready(port), "ready")
     assert (about(port)["users"], about(port)["features_skipped"]) == (len(users) - 1, 0)
-    publish(space.inputs.impressions, users[1], event(user_id=users[1]))
+    publish(space.inputs.impressions, users[user], event(user_id=users[user]))
     wait_for(lambda: inferred(space, bootstrap), "inferred")
-    np.testing.assert_allclose(newest_ur(space, bootstrap), urs[0], atol=0.005)
-    publish(topic, users[1], None)
+    np.testing.assert_allclose(newest_ur(space, bootstrap), known[user], atol=near)
+    publish(topic, users[user], None)
     wait_for(lambda: about(port)["users"] == len(users) - 2, "the deletion is heard of")
-    publish(space.inputs.impressions, users[1], event(user_id=users[1]))
+    publish(space.inputs.impressions, users[user], event(user_id=users[user]))
     wait_for(lambda: inferred(space, bootstrap), "inferred")
-    np.testing.assert_allclose(newest_ur(space, bootstrap), urs[1], atol=0.005)
+    np.testing.assert_allclose(newest_ur(space, bootstrap), unknown[user], atol=near)
     assert about(port)["features_skipped"] == 0

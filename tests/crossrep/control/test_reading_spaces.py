@@ -39,7 +39,8 @@ def allow(bootstrap: str, user: str, operation: AclOperation) -> None:
     """On the topic `spaces`: from the first one on, nobody may do what no ACL allows them."""
     anywhere = spaces.SPACES_TOPIC, ResourcePatternType.LITERAL
     binding = AclBinding(ResourceType.TOPIC, *anywhere, user, "*", operation, AclPermissionType.ALLOW)
-    for future in kafka.admin(bootstrap).create_acls([binding]).values():
+    admin = kafka.admin(bootstrap)  # held: else its futures never end
+    for future in admin.create_acls([binding]).values():
         future.result(30)
 
 
@@ -64,7 +65,8 @@ def test_who_may_not_read_is_told_so(guarded: str, tmp_path: Path) -> None:
     client.close()
     assert refused(guarded)
     everything = AclBindingFilter(ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY)
-    for future in kafka.admin(guarded).delete_acls([everything]).values():
+    admin = kafka.admin(guarded)
+    for future in admin.delete_acls([everything]).values():
         future.result(30)
     wait_for(lambda: not refused(guarded), "who may read it")
     assert spaces.find(space.name, guarded).space == space
@@ -79,7 +81,8 @@ def test_a_broker_that_has_not_heard_of_the_topic_is_asked_again(bootstrap: str,
         def list_topics(self, *args: Any, **more: Any) -> Any:
             found = super().list_topics(*args, **more)
             if found.topics[topic].error is not None:
-                kafka.admin(bootstrap).create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+                admin = kafka.admin(bootstrap)
+                admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
                 producer = kafka.producer(bootstrap)
                 producer.produce(topic, b"said", "name", partition=0)
                 assert producer.flush(30) == 0
