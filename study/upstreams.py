@@ -43,7 +43,7 @@ from study.runs import Run, Runs
 from study.training import one_thread
 
 LOGISTIC, TREES, DCN, TOWER, SHARED = "logistic regression", "boosted trees", "DCNv2", "triple tower", "triple tower, shared branch"
-RATED, RATED_DCN = "triple tower, with click rates", "DCNv2, with click rates"  # of ids, as `crossrep train --rates` gives them
+RATED, RATED_DCN = "triple tower, with click rates", "DCNv2, with click rates"  # of ids, as `crossrep train` gives them
 NETWORKS = (DCN, RATED_DCN, TOWER, SHARED, RATED)
 TUNING = (101, 102, 103)  # seeds of tuning: one seed's noise is as large as what settings differ by; those of the study are 1, 2, ...
 PATIENCE = 1  # epochs without a better validation AUC
