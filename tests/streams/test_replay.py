@@ -157,7 +157,8 @@ def test_cuts_are_exact_while_some_of_several_workers_are_killed(bootstrap: str,
         """`meanwhile`: called between the questions that make the cut."""
         report = archive(space.name, bootstrap, store, progressed=lambda offsets, of: meanwhile())
         assert report.cut is not None
-        cuts.append(report.cut)
+        if report.cut.groups:  # else the workers had just begun, and a replay to this cut may be refused
+            cuts.append(report.cut)
 
     with flowing(feed):
         start_infer(workers, path, "heir")
