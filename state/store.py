@@ -37,7 +37,6 @@ from crossrep.errors import StateError
 log = logging.getLogger(__name__)
 
 FILE_BYTES = 64 << 20  # RocksDB's own size of a file
-TOMBSTONES_KEPT = 2 * 86_400  # seconds, delete.retention.ms of the representation topics
 _META = b"\xffmeta"  # entities have prefixes 0, 1, ...
 _EVENT_TIME = struct.Struct("<d")
 

@@ -15,8 +15,8 @@ from crossrep.control.spaces import MODELS_TOPIC, SPACES_TOPIC, Published
 from crossrep.errors import CrossrepError, SpaceError, TopicError
 from crossrep.spec import Space, fold_group, next_name
 from state import history
-from state.store import TOMBSTONES_KEPT
 
+TOMBSTONES_KEPT = 2 * 86_400  # seconds, delete.retention.ms of the representation topics
 ERASED_WITHIN = 86_400  # seconds, max.compaction.lag.ms: after that, former records of a key are gone from the brokers' disks
 _WEEK_MS = str(7 * 86_400_000)
 # Event time is in the events. With it as record time, retention would delete a replay of 2022 within minutes.
